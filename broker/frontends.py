@@ -1,0 +1,49 @@
+"""The frontends as the broker knows them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True, kw_only=True)
+class Frontend:
+    frontend_id: str
+    incarnation: bytes
+    route: bytes
+    heard_at: float
+    seq: int
+    """The highest one seen, of any message."""
+    report_seq: int = -1
+    """The highest one seen of a report; older reports are ignored."""
+
+
+@dataclass(slots=True)
+class FrontendTable:
+    """By incarnation."""
+
+    known: dict[bytes, Frontend] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Frontend]:
+        return iter(self.known.values())
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def get(self, incarnation: bytes) -> Frontend | None:
+        return self.known.get(incarnation)
+
+    def heard(self, frontend_id: str, incarnation: bytes, route: bytes, seq: int, now: float) -> Frontend:
+        """Note the sign of life; the first one makes it known."""
+        frontend = self.known.get(incarnation)
+        if frontend is None:
+            frontend = Frontend(
+                frontend_id=frontend_id, incarnation=incarnation, route=route, heard_at=now, seq=seq
+            )
+            self.known[incarnation] = frontend
+        frontend.heard_at = now
+        if seq >= frontend.seq:
+            frontend.seq = seq
+            frontend.route = route
+        return frontend
+
+    def remove(self, frontend: Frontend) -> None:
+        del self.known[frontend.incarnation]

@@ -1,0 +1,176 @@
+"""The broker's shell: two ROUTER sockets and one timer. It decides nothing."""
+
+import asyncio
+import contextlib
+from typing import Final, assert_never
+
+import structlog
+import zmq
+
+from broker.actions import Action, SendToFrontend, SendToWorker
+from broker.core import Broker
+from broker.events import (
+    DrainRequested,
+    Event,
+    FromFrontend,
+    FromWorker,
+    FrontendUnreachable,
+    TimerFired,
+    WorkerUnreachable,
+)
+from broker.settings import BrokerSettings
+from proto.actor import Mailbox
+from proto.codec import (
+    MAX_HEADER_BYTES,
+    SLACK_BYTES,
+    VERSION,
+    ProtocolViolation,
+    ViolationKind,
+    decode,
+    encode,
+)
+from proto.failures import RefusalReason
+from proto.identifiers import new_identifier
+from proto.messages import (
+    MAX_IMAGE_BYTES,
+    Body,
+    FrontendReport,
+    Leave,
+    Message,
+    Outcome,
+    Refuse,
+    SnapshotRequest,
+    Submit,
+    WorkerReport,
+)
+from proto.notes import Note, write_note
+from proto.sockets import LoopSocket, SendResult, close_context
+from proto.violations import ViolationLog
+
+FAREWELL_S: Final = 0.3
+"""For the last views to leave a broker that ends."""
+
+log = structlog.get_logger()
+
+
+class CannotBind(Exception):
+    """An endpoint cannot be had. The text names it, and says why."""
+
+
+class Router:
+    """A bound broker. To be made, used and closed on one event loop."""
+
+    def __init__(self, settings: BrokerSettings) -> None:
+        core = Broker(
+            broker_id=settings.broker_id,
+            epoch=new_identifier(),
+            new_execution_id=new_identifier,
+            timing=settings.timing,
+            queue_limit=settings.queue_limit,
+        )
+        self._mailbox: Mailbox[Event, Action] = Mailbox(core, TimerFired(), self._perform)
+        self._violations = {role: ViolationLog(role) for role in ("worker", "frontend")}
+        self._dropped = 0
+        self._workers = LoopSocket(zmq.ROUTER, MAX_IMAGE_BYTES + SLACK_BYTES, self._from_worker)
+        self._frontends = LoopSocket(zmq.ROUTER, MAX_HEADER_BYTES, self._from_frontend)
+        self._bind(self._workers, settings.workers_endpoint)
+        self._bind(self._frontends, settings.frontends_endpoint)
+
+    async def drain(self) -> None:
+        """Say that the broker ends, and give the words time to leave."""
+        self._mailbox.tell(DrainRequested())
+        await asyncio.sleep(FAREWELL_S)
+
+    def close(self) -> None:
+        self._mailbox.close()
+        self._workers.close()
+        self._frontends.close()
+        close_context()
+
+    def _bind(self, socket: LoopSocket, endpoint: str) -> None:
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise CannotBind(f"cannot listen on {endpoint}: {error.strerror}") from error
+
+    # --- Between the core and the sockets ------------------------------------------------------
+
+    def _from_worker(self, frames: list[Body]) -> None:
+        route, message = self._decoded(frames, "worker", self._workers)
+        match message:
+            case None:
+                pass
+            case WorkerReport() | Outcome() | Refuse() | Leave():
+                self._mailbox.tell(FromWorker(route=route, message=message))
+            case _:
+                self._reject("worker", route, message)
+
+    def _from_frontend(self, frames: list[Body]) -> None:
+        route, message = self._decoded(frames, "frontend", self._frontends)
+        match message:
+            case None:
+                pass
+            case FrontendReport() | Submit() | SnapshotRequest() | Leave():
+                self._mailbox.tell(FromFrontend(route=route, message=message))
+            case _:
+                self._reject("frontend", route, message)
+
+    def _decoded(self, frames: list[Body], role: str, socket: LoopSocket) -> tuple[bytes, Message | None]:
+        route = bytes(frames[0])
+        try:
+            return route, decode(frames[1:])
+        except ProtocolViolation as violation:
+            self._violations[role].add(route, violation, asyncio.get_running_loop().time())
+            if violation.kind is ViolationKind.VERSION:
+                refuse = Refuse(
+                    reason=RefusalReason.VERSION_MISMATCH, detail=f"this broker speaks version {VERSION}"
+                )
+                socket.send([route, *encode(refuse)])
+            return route, None
+
+    def _reject(self, role: str, route: bytes, message: Message) -> None:
+        violation = ProtocolViolation(
+            ViolationKind.COMMAND, f"a {type(message).__name__} is not a {role}'s to send"
+        )
+        self._violations[role].add(route, violation, asyncio.get_running_loop().time())
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case SendToWorker(route=route, message=message):
+                result = self._workers.send([route, *encode(message)])
+                if result is SendResult.UNREACHABLE:
+                    self._mailbox.tell(WorkerUnreachable(route=route))
+                self._count(result, message)
+            case SendToFrontend(route=route, message=message):
+                result = self._frontends.send([route, *encode(message)])
+                if result is SendResult.UNREACHABLE:
+                    self._mailbox.tell(FrontendUnreachable(route=route))
+                self._count(result, message)
+            case Note():
+                write_note(action)
+            case _:
+                assert_never(action)
+
+    def _count(self, result: SendResult, message: Message) -> None:
+        if result is not SendResult.SENT:
+            self._dropped += 1
+            log.debug("message not sent", kind=type(message).__name__, why=result.name, dropped=self._dropped)
+
+
+async def serve(settings: BrokerSettings, stop: asyncio.Event) -> None:
+    """Run until `stop` is set, then say good-bye.
+
+    Raises:
+        CannotBind: an endpoint is taken or cannot be had.
+    """
+    with contextlib.closing(Router(settings)) as router:
+        log.info(
+            "broker listens",
+            broker_id=settings.broker_id,
+            workers=settings.workers_endpoint,
+            frontends=settings.frontends_endpoint,
+        )
+        await stop.wait()
+        await router.drain()
+    log.info("broker stopped")

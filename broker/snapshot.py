@@ -1,0 +1,56 @@
+"""What the metrics show of the broker: derived from its tables when asked for, with the few counters it keeps."""
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass, field
+
+from broker.jobs import Dispatched, JobTable
+from broker.workers import LostWorker, Worker, WorkerTable
+from proto.failures import RefusalReason
+from proto.messages import Snapshot, WorkerRow
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the broker started."""
+
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    rejected: Counter[RefusalReason] = field(default_factory=Counter)
+    dropped_outcomes: int = 0
+    """Of executions that nobody waits for any more."""
+
+
+def snapshot(
+    broker_id: str,
+    epoch: bytes,
+    echo: int,
+    now: float,
+    workers: WorkerTable,
+    jobs: JobTable,
+    counters: Counters,
+) -> Snapshot:
+    return Snapshot(
+        broker_id=broker_id,
+        epoch=epoch,
+        echo=echo,
+        in_flight=sum(isinstance(job.state, Dispatched) for job in jobs),
+        queued=sum(job.is_waiting for job in jobs),
+        completed=counters.completed,
+        failed=counters.failed,
+        cancelled=counters.cancelled,
+        rejected=dict(counters.rejected),
+        workers=(
+            *(_row(worker, worker.state_name(), now) for worker in workers),
+            *(_row(lost, "lost", now) for lost in workers.lost.values()),
+        ),
+    )
+
+
+def _row(worker: Worker | LostWorker, state: str, now: float) -> WorkerRow:
+    return WorkerRow(
+        report=dataclasses.replace(worker.report, held=()),
+        state=state,
+        report_age_ms=max(0, round((now - worker.heard_at) * 1000)),
+    )

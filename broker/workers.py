@@ -1,0 +1,134 @@
+"""The workers as the broker knows them: a cache of what they last reported, and what was sent to them since."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from proto.messages import WorkerPhase, WorkerReport
+
+MAX_FENCED = 1024
+"""Superseded incarnations that are remembered, the latest ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """It runs nothing and nothing was sent to it."""
+
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A START is on its way; no report has confirmed it yet."""
+
+    job_id: bytes
+    execution_id: bytes
+    sent_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Its last report names this execution; whether it is wanted is the job table's business."""
+
+    job_id: bytes
+    execution_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Unclear:
+    """It refused a START; its next report will tell why."""
+
+
+Slot = Idle | Offered | Running | Unclear
+
+
+@dataclass(slots=True, kw_only=True)
+class Worker:
+    """One registered incarnation."""
+
+    report: WorkerReport
+    """The latest one."""
+    route: bytes
+    heard_at: float
+    seq: int
+    slot: Slot
+    unreachable_since: float | None = None
+    """When a message to it could not be routed; None once it was heard again."""
+
+    @property
+    def worker_id(self) -> str:
+        return self.report.worker_id
+
+    @property
+    def incarnation(self) -> bytes:
+        return self.report.incarnation
+
+    def is_serving(self, now: float, probe_after_s: float) -> bool:
+        """Its model is loaded, it takes jobs, and it can be heard."""
+        return (
+            self.report.phase is WorkerPhase.READY
+            and self.unreachable_since is None
+            and now - self.heard_at < probe_after_s
+        )
+
+    def holds(self, execution_id: bytes) -> bool:
+        return any(outcome.execution_id == execution_id for outcome in self.report.held)
+
+    def state_name(self) -> str:
+        """For people: a `WorkerPhase`, or `busy`."""
+        if self.report.phase is WorkerPhase.READY and isinstance(self.slot, Offered | Running):
+            return "busy"
+        return self.report.phase.value
+
+
+@dataclass(frozen=True, slots=True)
+class LostWorker:
+    """Kept for a while so that operators see what is missing."""
+
+    report: WorkerReport
+    heard_at: float
+    lost_at: float
+
+
+@dataclass(slots=True)
+class WorkerTable:
+    """By `worker_id`: the registered, and the lost. A worker is in one of the two."""
+
+    registered: dict[str, Worker] = field(default_factory=dict)
+    lost: dict[str, LostWorker] = field(default_factory=dict)
+    fenced: dict[bytes, None] = field(default_factory=dict)
+    """Superseded incarnations, oldest first."""
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self.registered.values())
+
+    def __len__(self) -> int:
+        return len(self.registered)
+
+    def of_incarnation(self, worker_id: str, incarnation: bytes) -> Worker | None:
+        worker = self.registered.get(worker_id)
+        return worker if worker is not None and worker.incarnation == incarnation else None
+
+    def by_incarnation(self, incarnation: bytes) -> Worker | None:
+        return next((worker for worker in self if worker.incarnation == incarnation), None)
+
+    def by_route(self, route: bytes) -> Worker | None:
+        return next((worker for worker in self if worker.route == route), None)
+
+    def add(self, worker: Worker) -> None:
+        self.lost.pop(worker.worker_id, None)
+        self.registered[worker.worker_id] = worker
+
+    def lose(self, worker: Worker, now: float) -> None:
+        del self.registered[worker.worker_id]
+        self.lost[worker.worker_id] = LostWorker(worker.report, worker.heard_at, now)
+
+    def remove(self, worker: Worker) -> None:
+        del self.registered[worker.worker_id]
+
+    def fence(self, incarnation: bytes) -> None:
+        self.fenced[incarnation] = None
+        while len(self.fenced) > MAX_FENCED:
+            del self.fenced[next(iter(self.fenced))]
+
+    def forget_lost(self, before: float) -> None:
+        self.lost = {key: lost for key, lost in self.lost.items() if lost.lost_at >= before}

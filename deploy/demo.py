@@ -1,0 +1,97 @@
+"""`python -m deploy.demo`: starts the service, draws one image with it to demo.png, and stops it."""
+
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import grpc
+
+import image_gen_pb2
+import image_gen_pb2_grpc
+from deploy.console import EXIT_FAILED, Console
+from deploy.launcher import Launcher
+from deploy.readiness import WorkerProgress
+from deploy.settings import FrontendEnvironment, LauncherSettings
+from deploy.stack import Stack, build_stack, socket_folder
+from proto.configuration import load_settings
+from proto.messages import MAX_IMAGE_BYTES
+
+PROGRAM: Final = "demo"
+OUTPUT: Final = Path("demo.png")
+REQUEST: Final = image_gen_pb2.GenerateRequest(
+    prompt="a futuristic cityscape", height=512, width=512, num_inference_steps=15, guidance_scale=7.5
+)
+CALL_LIMIT_S: Final = 600.0
+EXIT_INTERRUPTED: Final = 130
+_DEFAULTS: Final = {"log_level": "warning", "log_format": "console", "grpc_port": 0, "http_port": 0}
+"""Quiet, and beside a service that runs already."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    given = load_settings(LauncherSettings, argv, PROGRAM)
+    unsaid = {name: value for name, value in _DEFAULTS.items() if name not in given.model_fields_set}
+    inherited = load_settings(FrontendEnvironment, [], PROGRAM)
+    return asyncio.run(Demo(given.model_copy(update=unsaid), inherited).run())
+
+
+class Demo:
+    def __init__(self, settings: LauncherSettings, inherited: FrontendEnvironment) -> None:
+        self._settings = settings
+        self._inherited = inherited
+        self._console = Console(PROGRAM, readable_logs=settings.log_format == "console")
+        self._exit_status = EXIT_INTERRUPTED
+        """Until a drawing has succeeded or failed."""
+
+    async def run(self) -> int:
+        """Returns the exit status."""
+        self._console.tell("starting broker, worker and frontend; the first image takes a while")
+        with socket_folder() as folder:
+            stack = build_stack(self._settings, self._inherited, folder)
+            launcher = Launcher(
+                stack,
+                stop_limit_s=self._settings.stop_limit_s,
+                tell=self._console.tell,
+                on_line=self._console.log_line,
+            )
+
+            async def draw(workers: list[WorkerProgress]) -> None:
+                self._exit_status = await self._draw(stack, workers)
+
+            outcome = await launcher.run(draw)
+        return self._console.report(outcome) or self._exit_status
+
+    async def _draw(self, stack: Stack, workers: list[WorkerProgress]) -> int:
+        for warning in sorted({worker.warning for worker in workers if worker.warning}):
+            self._console.tell(f"note: {warning}")
+        self._console.tell(f'drawing "{REQUEST.prompt}"')
+        started_at = time.monotonic()
+        try:
+            response = await _generate(stack)
+            OUTPUT.write_bytes(response.image_png)
+        except grpc.aio.AioRpcError as error:
+            self._console.tell(f"no image: {error.code().name}: {error.details()}")
+            return EXIT_FAILED
+        except OSError as error:
+            self._console.tell(f"cannot write the image: {error}")
+            return EXIT_FAILED
+        took_s = time.monotonic() - started_at
+        self._console.tell(
+            f"{OUTPUT.absolute()}: {REQUEST.width} x {REQUEST.height} pixels in {took_s:.1f} s"
+        )
+        self._console.tell("next: make serve, then draw with examples/generate.py as it will say")
+        return 0
+
+
+async def _generate(stack: Stack) -> image_gen_pb2.GenerateResponse:
+    options = [("grpc.max_receive_message_length", MAX_IMAGE_BYTES + 1024)]
+    async with grpc.aio.insecure_channel(stack.grpc_address, options=options) as channel:
+        stub = image_gen_pb2_grpc.ImageGenStub(channel)
+        metadata = (("api-key", stack.api_keys[0]),)
+        return await stub.Generate(REQUEST, metadata=metadata, timeout=CALL_LIMIT_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""The launcher's settings: `FLUX_SERVER_…` in the environment, and the command line.
+
+All other settings of the components pass through by their own environment variables.
+"""
+
+from pydantic import Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from proto.configuration import ComponentSettings
+
+
+class LauncherSettings(ComponentSettings):
+    """None stands for: whatever the component itself would take."""
+
+    model_config = SettingsConfigDict(env_prefix="FLUX_SERVER_")
+
+    workers: int = Field(1, ge=1, le=16, description="worker processes, each with a model of its own")
+    engine: str | None = Field(None, description="what draws; as FLUX_WORKER_ENGINE")
+    model_dir: str | None = Field(None, description="folder of a FLUX model; as FLUX_WORKER_MODEL_DIR")
+    grpc_port: int | None = Field(
+        None, ge=0, le=65535, description="port for gRPC; as FLUX_FRONTEND_GRPC_PORT"
+    )
+    http_port: int | None = Field(
+        None, ge=0, le=65535, description="port for HTTP; as FLUX_FRONTEND_HTTP_PORT"
+    )
+    stop_limit_s: float = Field(
+        30.0, gt=0, le=3600, description="how long a component may take to finish before it is killed, s"
+    )
+
+
+class FrontendEnvironment(ComponentSettings):
+    """Those of the frontend's own variables that the launcher must know to talk to it."""
+
+    model_config = SettingsConfigDict(env_prefix="FLUX_FRONTEND_")
+
+    grpc_host: str = Field("127.0.0.1", description="address for gRPC")
+    grpc_port: int = Field(50051, ge=0, le=65535, description="port for gRPC; 0: any free one")
+    http_host: str = Field("127.0.0.1", description="address for HTTP")
+    http_port: int = Field(8000, ge=0, le=65535, description="port for HTTP; 0: any free one")
+    api_keys: SecretStr | None = Field(
+        None, validation_alias="api_keys", description="the keys that clients may use"
+    )

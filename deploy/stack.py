@@ -1,0 +1,126 @@
+"""Which processes make up the service on one machine, and how they find each other."""
+
+import secrets
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from deploy.ports import free_ports, reachable
+from deploy.settings import FrontendEnvironment, LauncherSettings
+from proto.configuration import IPC_PATH_MAX_BYTES, ComponentSettings
+
+_PREFIXES: Final = {"broker": "FLUX_BROKER_", "gpu_worker": "FLUX_WORKER_", "frontend": "FLUX_FRONTEND_"}
+_SHARED_FIELDS: Final = frozenset(ComponentSettings.model_fields)
+"""What the launcher is told for all components at once."""
+_GENERATED_KEY_BYTES: Final = 16
+_RANDOM_PART: Final = "flux-12345678"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component:
+    """One process. `environment` is what it gets beside the launcher's own."""
+
+    name: str
+    package: str
+    environment: Mapping[str, str]
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        return sys.executable, "-m", self.package
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    broker: Component
+    workers: tuple[Component, ...]
+    frontend: Component
+    grpc_address: str
+    http_address: str
+    http_port: int
+    api_keys: tuple[str, ...]
+    api_key_was_generated: bool
+
+    @property
+    def layers(self) -> tuple[tuple[Component, ...], ...]:
+        """What the others depend on first."""
+        return (self.broker,), self.workers, (self.frontend,)
+
+
+@contextmanager
+def socket_folder() -> Iterator[Path]:
+    """A folder for the ZeroMQ sockets that only this user may enter; removed afterwards."""
+    usual = tempfile.gettempdir()
+    longest = f"{usual}/{_RANDOM_PART}/frontends"
+    parent = usual if len(longest.encode()) <= IPC_PATH_MAX_BYTES else "/tmp"  # noqa: S108
+    with tempfile.TemporaryDirectory(prefix="flux-", dir=parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def build_stack(settings: LauncherSettings, inherited: FrontendEnvironment, folder: Path) -> Stack:
+    """Plan the processes; their sockets go into `folder`."""
+    api_keys, generated = _api_keys(inherited)
+    grpc_port = _port(settings.grpc_port, inherited.grpc_port)
+    http_port = _port(settings.http_port, inherited.http_port)
+    for_frontends, for_workers = f"ipc://{folder}/frontends", f"ipc://{folder}/workers"
+    broker = _component(
+        "broker", "broker", settings, frontends_endpoint=for_frontends, workers_endpoint=for_workers
+    )
+    workers = tuple(
+        _component(
+            f"worker-{number}",
+            "gpu_worker",
+            settings,
+            broker_endpoint=for_workers,
+            worker_id=f"worker-{number}",
+            engine=settings.engine,
+            model_dir=settings.model_dir,
+        )
+        for number in range(1, settings.workers + 1)
+    )
+    frontend = _component(
+        "frontend",
+        "frontend",
+        settings,
+        broker_endpoint=for_frontends,
+        grpc_port=str(grpc_port),
+        http_port=str(http_port),
+    )
+    return Stack(
+        broker=broker,
+        workers=workers,
+        frontend=_with_api_keys(frontend, api_keys) if generated else frontend,
+        grpc_address=reachable(inherited.grpc_host, grpc_port),
+        http_address=reachable(inherited.http_host, http_port),
+        http_port=http_port,
+        api_keys=api_keys,
+        api_key_was_generated=generated,
+    )
+
+
+def _component(name: str, package: str, settings: LauncherSettings, **own: str | None) -> Component:
+    """`own` names the component's settings; None leaves one as it is in the launcher's environment."""
+    given = {field: str(getattr(settings, field)) for field in settings.model_fields_set & _SHARED_FIELDS}
+    values = given | {field: value for field, value in own.items() if value is not None}
+    prefix = _PREFIXES[package]
+    environment = {f"{prefix}{field.upper()}": value for field, value in values.items()}
+    return Component(name=name, package=package, environment=environment)
+
+
+def _with_api_keys(frontend: Component, api_keys: tuple[str, ...]) -> Component:
+    environment = {**frontend.environment, "API_KEYS": ",".join(api_keys)}
+    return Component(name=frontend.name, package=frontend.package, environment=environment)
+
+
+def _api_keys(inherited: FrontendEnvironment) -> tuple[tuple[str, ...], bool]:
+    if inherited.api_keys is None:
+        return (secrets.token_urlsafe(_GENERATED_KEY_BYTES),), True
+    return tuple(key.strip() for key in inherited.api_keys.get_secret_value().split(",")), False
+
+
+def _port(chosen: int | None, inherited: int) -> int:
+    port = inherited if chosen is None else chosen
+    return port or free_ports(1)[0]

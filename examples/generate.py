@@ -1,0 +1,28 @@
+"""Draws one image and writes it to output.png.
+
+python examples/generate.py [ADDRESS [API_KEY]]
+"""
+
+import sys
+from pathlib import Path
+
+import grpc
+
+import image_gen_pb2
+import image_gen_pb2_grpc
+
+address = sys.argv[1] if len(sys.argv) > 1 else "localhost:50051"
+api_key = sys.argv[2] if len(sys.argv) > 2 else "client1"
+
+with grpc.insecure_channel(address) as channel:
+    stub = image_gen_pb2_grpc.ImageGenStub(channel)
+    request = image_gen_pb2.GenerateRequest(
+        prompt="a futuristic cityscape", height=512, width=512, num_inference_steps=15, guidance_scale=7.5
+    )
+    try:
+        response = stub.Generate(request, metadata=[("api-key", api_key)])
+    except grpc.RpcError as error:
+        sys.exit(f"{error.code().name}: {error.details()}")
+
+Path("output.png").write_bytes(response.image_png)
+print(f"output.png: seed {response.seed}, {response.inference_time:.1f} s on the worker")

@@ -1,0 +1,156 @@
+"""The job desk's shell: one DEALER socket, one timer, and a future for each RPC that waits. It decides nothing."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, assert_never
+
+import structlog
+
+from frontend.actions import Action, EndJob, JobEnd, ReconnectToBroker, SendToBroker, SnapshotArrived
+from frontend.cluster import ServicePicture
+from frontend.events import (
+    DrainRequested,
+    Event,
+    FromBroker,
+    JobOpened,
+    LeaveRequested,
+    SnapshotWanted,
+    TimerFired,
+    WaiterLeft,
+)
+from frontend.job_desk import JobDesk
+from frontend.settings import FrontendSettings
+from frontend.validation import ValidJob
+from proto.actor import Mailbox
+from proto.codec import SLACK_BYTES
+from proto.dealer import BrokerLink
+from proto.identifiers import new_identifier
+from proto.logs import short_id
+from proto.messages import MAX_IMAGE_BYTES, FrontendView, Message, Outcome, Refuse, Snapshot
+from proto.notes import Note, write_note
+from proto.sockets import close_context
+
+SNAPSHOT_LIMIT_S: Final = 1.0
+"""How long a caller waits for a fresh picture before it gets the last one."""
+READINESS_LOOK_S: Final = 0.25
+"""How often silence is looked at: a broker that is gone sends nothing that would tell."""
+
+log = structlog.get_logger()
+
+
+class BrokerClient:
+    """Implements `cluster.Cluster`."""
+
+    def __init__(self, settings: FrontendSettings, on_readiness: Callable[[bool], None]) -> None:
+        self._endpoint = settings.broker_endpoint
+        self._on_readiness = on_readiness
+        self._log_prompts = settings.log_prompts
+        self._loop = asyncio.get_running_loop()
+        self._desk = JobDesk(
+            frontend_id=settings.frontend_id,
+            incarnation=new_identifier(),
+            timing=settings.timing,
+            started_at=self._loop.time(),
+            max_open_jobs=settings.max_open_jobs,
+        )
+        self._mailbox: Mailbox[Event, Action] = Mailbox(self._desk, TimerFired(), self._perform)
+        self._link: BrokerLink | None = None
+        self._waiting: dict[bytes, asyncio.Future[JobEnd]] = {}
+        self._picture: tuple[Snapshot, float] | None = None
+        self._picture_wanted: asyncio.Future[None] | None = None
+        self._told_ready = False
+        self._readiness_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def ready_workers(self) -> int:
+        return self._desk.ready_workers(self._loop.time())
+
+    @property
+    def broker_alive(self) -> bool:
+        return self._desk.broker_alive(self._loop.time())
+
+    async def start(self) -> None:
+        self._link = BrokerLink(self._endpoint, MAX_IMAGE_BYTES + SLACK_BYTES, self._on_message)
+        self._mailbox.tell(TimerFired())
+        self._look_at_readiness()
+
+    async def draw(self, job: ValidJob, key_fingerprint: str, time_remaining_s: float) -> JobEnd:
+        job_id = new_identifier()
+        structlog.contextvars.bind_contextvars(job_id=short_id(job_id))
+        if self._log_prompts:
+            log.info("prompt", prompt=job.prompt)
+        answer: asyncio.Future[JobEnd] = self._loop.create_future()
+        self._waiting[job_id] = answer
+        opened = JobOpened(
+            job_id=job_id, key_fingerprint=key_fingerprint, job=job, time_remaining_s=time_remaining_s
+        )
+        self._mailbox.tell(opened)
+        try:
+            return await answer
+        finally:
+            if self._waiting.pop(job_id, None) is not None:
+                self._mailbox.tell(WaiterLeft(job_id=job_id))
+
+    async def service_picture(self) -> ServicePicture:
+        if self._picture_wanted is None:
+            self._picture_wanted = self._loop.create_future()
+            self._mailbox.tell(SnapshotWanted())
+        wanted = self._picture_wanted
+        await asyncio.wait([wanted], timeout=SNAPSHOT_LIMIT_S)
+        if self._picture_wanted is wanted:
+            self._picture_wanted = None  # It may have been lost: the next caller asks again.
+        snapshot, taken_at = self._picture or (None, self._loop.time())
+        return ServicePicture(
+            snapshot=snapshot, age_s=self._loop.time() - taken_at, broker_alive=self.broker_alive
+        )
+
+    def drain(self) -> None:
+        self._mailbox.tell(DrainRequested())
+
+    async def close(self) -> None:
+        if self._readiness_timer is not None:
+            self._readiness_timer.cancel()
+        self._mailbox.tell(LeaveRequested())
+        self._mailbox.close()
+        await asyncio.sleep(0)  # The socket looks once more after its last send.
+        if self._link is not None:
+            self._link.close()
+            close_context()
+
+    # --- Between the desk and the world --------------------------------------------------------
+
+    def _on_message(self, message: Message) -> None:
+        match message:
+            case FrontendView() | Outcome() | Refuse() | Snapshot():
+                self._mailbox.tell(FromBroker(message=message))
+            case _:
+                log.warning("message dropped", why="not for a frontend", kind=type(message).__name__)
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case SendToBroker(message=message):
+                if self._link is not None:
+                    self._link.send(message)
+            case ReconnectToBroker():
+                if self._link is not None:
+                    self._link.reconnect()
+            case EndJob(job_id=job_id, end=end):
+                answer = self._waiting.pop(job_id, None)
+                if answer is not None and not answer.done():
+                    answer.set_result(end)
+            case SnapshotArrived(snapshot=snapshot):
+                self._picture = (snapshot, self._loop.time())
+                if self._picture_wanted is not None:
+                    self._picture_wanted.set_result(None)
+                    self._picture_wanted = None
+            case Note():
+                write_note(action)
+            case _:
+                assert_never(action)
+
+    def _look_at_readiness(self) -> None:
+        self._readiness_timer = self._loop.call_later(READINESS_LOOK_S, self._look_at_readiness)
+        ready = self.ready_workers > 0
+        if ready != self._told_ready:
+            self._told_ready = ready
+            self._on_readiness(ready)

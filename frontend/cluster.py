@@ -1,0 +1,50 @@
+"""What the frontend needs of the rest of the service. `BrokerClient` provides it, tests script it."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from frontend.actions import JobEnd
+from frontend.validation import ValidJob
+from proto.messages import Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServicePicture:
+    """The latest that is known of the whole service."""
+
+    snapshot: Snapshot | None
+    """None until a broker has answered for the first time."""
+    age_s: float
+    """How long ago the broker sent it; without meaning where there is none."""
+    broker_alive: bool
+    """A broker has been heard of lately."""
+
+
+class Cluster(Protocol):
+    """The broker and the workers behind it."""
+
+    @property
+    def ready_workers(self) -> int:
+        """Workers that have a loaded model, idle or busy; 0 while no broker answers."""
+
+    @property
+    def broker_alive(self) -> bool:
+        """A broker has been heard of lately."""
+
+    async def start(self) -> None:
+        """Connect. Nothing needs to be there yet."""
+
+    async def draw(self, job: ValidJob, key_fingerprint: str, time_remaining_s: float) -> JobEnd:
+        """Have the job done. Cancelling this coroutine cancels the job.
+
+        It binds `job_id` to structlog's context, for the log line of the call.
+        """
+
+    async def service_picture(self) -> ServicePicture:
+        """Ask the broker; answers with the last picture if it does not reply soon."""
+
+    def drain(self) -> None:
+        """Refuse new jobs from now on; the open ones go on."""
+
+    async def close(self) -> None:
+        """Say good-bye to the broker and end."""

@@ -1,0 +1,54 @@
+"""What the job desk can be told. Its answers are in `actions.py`; the desk itself in `job_desk.py`."""
+
+from dataclasses import dataclass
+
+from frontend.validation import ValidJob
+from proto.messages import ToFrontend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOpened:
+    """An RPC with a valid key and valid parameters wants an image."""
+
+    job_id: bytes
+    """Fresh and random."""
+    key_fingerprint: str
+    job: ValidJob
+    time_remaining_s: float
+    """Until the RPC's deadline."""
+    key_job_limit: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaiterLeft:
+    """The RPC was cancelled, its client is gone, or its deadline passed."""
+
+    job_id: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FromBroker:
+    message: ToFrontend
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotWanted:
+    """Somebody asks for the state of the whole service."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainRequested:
+    """Take no new job; the open ones go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveRequested:
+    """The process is about to end: give up what is open, and say good-bye."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """The desk's own deadline has come."""
+
+
+Event = JobOpened | WaiterLeft | FromBroker | SnapshotWanted | DrainRequested | LeaveRequested | TimerFired

@@ -1,0 +1,145 @@
+"""The HTTP side: /metrics, /healthz and /readyz, without a key. Every answer is JSON, errors too."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+import structlog
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+
+from frontend.cluster import Cluster
+from frontend.health import Health
+from frontend.probes import GrpcProbe, ThisHost
+from frontend.status import metrics_document, service_status
+
+ALLOWED_METHODS: Final = ("GET", "HEAD")
+MAX_CONNECTIONS: Final = 256
+ANSWER_LIMIT_S: Final = 5.0
+IDLE_LIMIT_S: Final = 30.0
+CLOSE_LIMIT_S: Final = 1.0
+HEADER_MAX_BYTES: Final = 8190
+
+log = structlog.get_logger()
+
+Answer = Callable[[], Awaitable[web.Response]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusPages:
+    """What the pages show, and how it is found out."""
+
+    cluster: Cluster
+    health: Health
+    grpc_probe: GrpcProbe
+    this_host: ThisHost
+
+    async def metrics(self) -> web.Response:
+        picture, grpc_alive = await asyncio.gather(self.cluster.service_picture(), self.grpc_probe.answers())
+        return web.json_response(
+            metrics_document(service_status(picture), self.this_host.load(), grpc_alive=grpc_alive)
+        )
+
+    async def healthz(self) -> web.Response:
+        return _verdict(self.health.why_not_serving())
+
+    async def readyz(self) -> web.Response:
+        return _verdict(self.health.why_not_ready(self.cluster))
+
+    def by_path(self) -> Mapping[str, Answer]:
+        return {"/metrics": self.metrics, "/healthz": self.healthz, "/readyz": self.readyz}
+
+
+class HttpServer:
+    """Routes requests to pages."""
+
+    def __init__(self, pages: StatusPages) -> None:
+        self._pages = pages.by_path()
+        self._runner = web.ServerRunner(_Server(self._respond), shutdown_timeout=CLOSE_LIMIT_S)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, and return the port, which was chosen by the system if `port` is 0.
+
+        Raises:
+            OSError: the address cannot be listened on.
+        """
+        await self._runner.setup()
+        await web.TCPSite(self._runner, host, port).start()
+        return int(self._runner.addresses[0][1])
+
+    async def close(self) -> None:
+        await self._runner.cleanup()
+
+    async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
+        answer = self._pages.get(request.path)
+        if answer is None:
+            known = ", ".join(self._pages)
+            return error_response(HTTPStatus.NOT_FOUND, f"no such page; there are {known}")
+        if request.method not in ALLOWED_METHODS:
+            allowed = ", ".join(ALLOWED_METHODS)
+            text = f"{request.path} answers only {allowed}"
+            return error_response(HTTPStatus.METHOD_NOT_ALLOWED, text, {"Allow": allowed})
+        try:
+            async with asyncio.timeout(ANSWER_LIMIT_S):
+                return await answer()
+        except TimeoutError:
+            return error_response(HTTPStatus.GATEWAY_TIMEOUT, f"no answer within {ANSWER_LIMIT_S:g} s")
+
+
+def error_response(status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    return web.json_response({"error": text}, status=status, headers=headers)
+
+
+def _verdict(problem: str | None) -> web.Response:
+    if problem is None:
+        return web.json_response({"status": "ok"})
+    return error_response(HTTPStatus.SERVICE_UNAVAILABLE, problem)
+
+
+class _Server(web.Server):
+    """aiohttp's server with a limit on connections, and JSON also for what is no HTTP request at all."""
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(
+            self,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]  # none is allowed, says aiohttp elsewhere
+            keepalive_timeout=IDLE_LIMIT_S,
+            lingering_time=1.0,
+            max_line_size=HEADER_MAX_BYTES,
+            max_field_size=HEADER_MAX_BYTES,
+        )
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            log.warning("http connection refused", limit=MAX_CONNECTIONS)
+            # Not at once: aiohttp expects that a connection lives until its first request is awaited.
+            asyncio.get_running_loop().call_soon(transport.abort)
+
+
+class _Connection(web.RequestHandler):
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - aiohttp's words for it, which quote what was sent
+    ) -> web.StreamResponse:
+        """Answer what could not be parsed, or failed on a bug of ours; the connection ends with it."""
+        response = self._explain(request, status, exc)
+        response.force_close()
+        return response
+
+    def _explain(self, request: web.BaseRequest, status: int, exc: BaseException | None) -> web.Response:
+        if isinstance(exc, LineTooLong):
+            text = f"the request line or a header is longer than {HEADER_MAX_BYTES} bytes"
+            return error_response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            return error_response(HTTPStatus(status), "this is not a valid HTTP request")
+        log.error("http request failed on a bug", path=request.path, exc_info=exc)
+        return error_response(HTTPStatus(status), "the frontend failed to handle this request")

@@ -1,0 +1,380 @@
+"""The frontend's decisions about jobs, without sockets and clock. Told by `events.py`, answering with `actions.py`.
+
+It owns each job until its RPC has ended: it reports the open ones, submits again what a broker does not know,
+and ends each with the first outcome that arrives or at its deadline, whatever the broker does.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final, assert_never
+
+from frontend.actions import (
+    Action,
+    EndJob,
+    ImageDelivered,
+    JobEnd,
+    JobGivenUp,
+    JobRefused,
+    ReconnectToBroker,
+    SendToBroker,
+    SnapshotArrived,
+)
+from frontend.events import (
+    DrainRequested,
+    Event,
+    FromBroker,
+    JobOpened,
+    LeaveRequested,
+    SnapshotWanted,
+    TimerFired,
+    WaiterLeft,
+)
+from frontend.validation import ValidJob
+from proto.failures import FailureCode, RefusalReason
+from proto.messages import (
+    FrontendReport,
+    FrontendView,
+    JobClaim,
+    JobState,
+    JobStatus,
+    Leave,
+    OpenJob,
+    Outcome,
+    Refuse,
+    Snapshot,
+    SnapshotRequest,
+    Submit,
+    ToBrokerFromFrontend,
+    ToFrontend,
+)
+from proto.notes import Note
+from proto.timing import Timing
+
+UNANSWERED_REPORTS_PER_INTERVAL: Final = 4
+"""A desk that waits for its first view reports this often, so that a start takes no whole interval."""
+SHORTEST_INTERVAL_S: Final = 0.01
+LONGEST_INTERVAL_S: Final = 60.0
+FULL_RETRY_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """Sent, and not answered yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A broker has taken it: it is refused no more."""
+
+    execution_id: bytes | None
+    """The latest one heard of."""
+
+
+@dataclass(slots=True, kw_only=True)
+class DeskJob:
+    """An RPC that waits."""
+
+    opened: JobOpened
+    deadline: float
+    state: Submitted | Accepted = Submitted()
+    submit_seq: int = 0
+    """Of its latest SUBMIT: a view that does not echo it says nothing about this job."""
+    attempts: int = 0
+    crashes: int = 0
+
+    @property
+    def job(self) -> ValidJob:
+        return self.opened.job
+
+    @property
+    def execution_id(self) -> bytes | None:
+        return self.state.execution_id if isinstance(self.state, Accepted) else None
+
+
+@dataclass(slots=True, kw_only=True)
+class JobDesk:
+    frontend_id: str
+    incarnation: bytes
+    """This life of the frontend process."""
+    timing: Timing
+    started_at: float
+    max_open_jobs: int = 1024
+
+    jobs: dict[bytes, DeskJob] = field(default_factory=dict)
+    """By `job_id`: exactly the RPCs that wait for an answer."""
+    draining: bool = False
+    _ready_workers: int = 0
+    _epoch: bytes | None = None
+    _seq: int = 0
+    _heard_at: float | None = None
+    """None until the first view of the present connection."""
+    _last_heard_at: float = field(init=False)
+    """On any connection; the start counts as one."""
+    _connected_at: float = field(init=False)
+    _interval_s: float = field(init=False)
+    _next_report_at: float = field(init=False)
+    _over: bool = False
+    _actions: list[Action] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._last_heard_at = self._connected_at = self._next_report_at = self.started_at
+        self._interval_s = self.timing.heartbeat_interval_s
+
+    # --- In and out ----------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take one event at the instant `now` (seconds of a monotonic clock) and say what is to be done."""
+        if self._over:
+            return []
+        match event:
+            case JobOpened():
+                self._open(event, now)
+            case WaiterLeft(job_id=job_id):
+                if self.jobs.pop(job_id, None) is not None:
+                    self._report_soon(now)
+            case FromBroker(message=message):
+                self._from_broker(message, now)
+            case SnapshotWanted():
+                self._send(SnapshotRequest(seq=self._next_seq()))
+            case DrainRequested():
+                self.draining = True
+            case LeaveRequested():
+                self._leave()
+            case TimerFired():
+                pass  # Whatever is due is done below, after every event.
+            case _:
+                assert_never(event)
+        self._do_what_is_due(now)
+        actions, self._actions = self._actions, []
+        return actions
+
+    def next_deadline(self) -> float | None:
+        """When to send `TimerFired`, on the clock of `handle`; None once the desk has left."""
+        if self._over:
+            return None
+        instants = [self._next_report_at, self._silent_at()]
+        instants += [job.deadline for job in self.jobs.values()]
+        if any(isinstance(job.state, Submitted) for job in self.jobs.values()):
+            instants.append(self._last_heard_at + self.timing.broker_silent_s)
+        return min(instants)
+
+    def broker_alive(self, now: float) -> bool:
+        """A broker has been heard of within `broker_silent_s`."""
+        return self._epoch is not None and now < self._last_heard_at + self.timing.broker_silent_s
+
+    def ready_workers(self, now: float) -> int:
+        """Workers with a loaded model, idle or busy; 0 while no broker answers."""
+        return self._ready_workers if self.broker_alive(now) else 0
+
+    def _do_what_is_due(self, now: float) -> None:
+        if self._over:
+            return
+        for job_id, job in list(self.jobs.items()):
+            if now >= job.deadline:
+                given_up = JobGivenUp(
+                    code=FailureCode.DEADLINE_EXCEEDED,
+                    detail="the deadline has passed",
+                    attempts=job.attempts,
+                )
+                self._end(job_id, given_up, now)
+        if self._is_unreachable(now):
+            self._refuse_unanswered(now)
+        if now >= self._silent_at():
+            self._reconnect(now)
+        if now >= self._next_report_at:
+            self._report(now)
+
+    def _note(self, event: str, level: str = "info", **fields: object) -> None:
+        self._actions.append(Note(event, fields, level))  # type: ignore[arg-type]
+
+    def _send(self, message: ToBrokerFromFrontend) -> None:
+        self._actions.append(SendToBroker(message=message))
+
+    def _next_seq(self) -> int:
+        self._seq += 1
+        return self._seq
+
+    # --- Jobs ----------------------------------------------------------------------------------
+
+    def _open(self, opened: JobOpened, now: float) -> None:
+        refusal = self._why_not(now)
+        if refusal is not None:
+            self._actions.append(EndJob(job_id=opened.job_id, end=refusal))
+            return
+        job = DeskJob(opened=opened, deadline=now + opened.time_remaining_s)
+        self.jobs[opened.job_id] = job
+        self._submit(job, now)
+
+    def _why_not(self, now: float) -> JobRefused | None:
+        if self.draining:
+            reason, detail, retry_s = RefusalReason.FRONTEND_DRAINING, "this frontend is shutting down", None
+        elif len(self.jobs) >= self.max_open_jobs:
+            reason, detail = RefusalReason.FRONTEND_FULL, f"{len(self.jobs)} calls are waiting already"
+            retry_s = FULL_RETRY_S
+        elif self._is_unreachable(now):
+            return self._unreachable()
+        else:
+            return None
+        return JobRefused(reason=reason, detail=detail, retry_after_s=retry_s)
+
+    def _is_unreachable(self, now: float) -> bool:
+        return now >= self._last_heard_at + self.timing.broker_silent_s
+
+    def _unreachable(self) -> JobRefused:
+        return JobRefused(
+            reason=RefusalReason.BROKER_UNREACHABLE,
+            detail=f"no broker has answered for {self.timing.broker_silent_s:g} s",
+            retry_after_s=self.timing.heartbeat_interval_s,
+        )
+
+    def _refuse_unanswered(self, now: float) -> None:
+        for job_id, job in list(self.jobs.items()):
+            if isinstance(job.state, Submitted):
+                self._end(job_id, self._unreachable(), now)
+
+    def _submit(self, job: DeskJob, now: float) -> None:
+        job.submit_seq = self._next_seq()
+        claim = JobClaim(
+            job_id=job.opened.job_id,
+            key_fingerprint=job.opened.key_fingerprint,
+            parameters_digest=job.job.digest,
+            remaining_ms=max(0, round((job.deadline - now) * 1000)),
+            attempts=job.attempts,
+            crashes=job.crashes,
+        )
+        self._send(
+            Submit(
+                frontend_id=self.frontend_id,
+                incarnation=self.incarnation,
+                seq=job.submit_seq,
+                claim=claim,
+                parameters=job.job.parameters,
+                accepted=isinstance(job.state, Accepted),
+                execution_id=job.execution_id,
+                key_job_limit=job.opened.key_job_limit,
+                body=job.job.prompt.encode(),
+            )
+        )
+
+    def _end(self, job_id: bytes, end: JobEnd, now: float) -> None:
+        del self.jobs[job_id]
+        self._actions.append(EndJob(job_id=job_id, end=end))
+        self._report_soon(now)
+
+    # --- The broker ----------------------------------------------------------------------------
+
+    def _from_broker(self, message: ToFrontend, now: float) -> None:
+        self._last_heard_at = now
+        match message:
+            case FrontendView():
+                self._viewed(message, now)
+            case Outcome():
+                self._outcome_came(message, now)
+            case Refuse(job_id=None, reason=reason, detail=detail):
+                self._note("broker does not serve this frontend", "error", reason=reason.value, detail=detail)
+            case Refuse():
+                self._refused(message, now)
+            case Snapshot():
+                self._actions.append(SnapshotArrived(snapshot=message))
+            case _:
+                assert_never(message)
+
+    def _viewed(self, view: FrontendView, now: float) -> None:
+        if self._heard_at is None:
+            self._note("broker answers", broker_id=view.broker_id, epoch=view.epoch)
+            self._next_report_at = min(self._next_report_at, now + self._interval_s)
+        self._heard_at = now
+        interval_s = view.heartbeat_interval_ms / 1000
+        self._interval_s = min(max(interval_s, SHORTEST_INTERVAL_S), LONGEST_INTERVAL_S)
+        self._ready_workers = view.ready_workers
+        if view.epoch != self._epoch:
+            self._epoch = view.epoch
+            self._report_soon(now)
+        for status in view.jobs:
+            self._status_came(status, view.echo, now)
+
+    def _status_came(self, status: JobStatus, echo: int, now: float) -> None:
+        job = self.jobs.get(status.job_id)
+        if job is None:
+            return
+        job.attempts, job.crashes = max(job.attempts, status.attempts), max(job.crashes, status.crashes)
+        match status.state:
+            case JobState.UNKNOWN:
+                if echo >= job.submit_seq:
+                    self._submit(job, now)
+            case JobState.QUEUED | JobState.RUNNING | JobState.ENDED:
+                job.state = Accepted(status.execution_id or job.execution_id)
+            case _:
+                assert_never(status.state)
+
+    def _outcome_came(self, outcome: Outcome, now: float) -> None:
+        job = self.jobs.get(outcome.job_id)
+        if job is None:
+            return  # It was delivered before, or its waiter has left.
+        if outcome.image is not None:
+            image, png = outcome.image, outcome.body
+            end: JobEnd = ImageDelivered(png=png, inference_time_s=image.inference_time_s, seed=image.seed)
+        elif outcome.failure is not None:
+            failure, attempts = outcome.failure, max(job.attempts, outcome.attempts)
+            end = JobGivenUp(code=failure.code, detail=failure.detail, attempts=attempts)
+        else:
+            return  # The codec lets no such outcome through.
+        self._end(outcome.job_id, end, now)
+
+    def _refused(self, refuse: Refuse, now: float) -> None:
+        job = None if refuse.job_id is None else self.jobs.get(refuse.job_id)
+        if job is None or isinstance(job.state, Accepted):
+            return  # A refusal that was overtaken by an acceptance.
+        retry_after_s = None if refuse.retry_after_ms is None else refuse.retry_after_ms / 1000
+        refused = JobRefused(reason=refuse.reason, detail=refuse.detail, retry_after_s=retry_after_s)
+        self._end(job.opened.job_id, refused, now)
+
+    def _silent_at(self) -> float:
+        heard_at = self._connected_at if self._heard_at is None else self._last_heard_at
+        return heard_at + self.timing.broker_silent_s
+
+    def _reconnect(self, now: float) -> None:
+        if self._heard_at is not None:
+            silent_s = round(now - self._last_heard_at, 3)
+            self._note("broker silent, connecting anew", "warning", silent_s=silent_s)
+        self._heard_at, self._connected_at = None, now
+        self._actions.append(ReconnectToBroker())
+        self._report_soon(now)
+
+    def _report_soon(self, now: float) -> None:
+        self._next_report_at = now
+
+    def _report(self, now: float) -> None:
+        waiting = self._heard_at is None
+        self._next_report_at = now + self._interval_s / (UNANSWERED_REPORTS_PER_INTERVAL if waiting else 1)
+        jobs = tuple(
+            OpenJob(job_id=job_id, execution_id=job.execution_id) for job_id, job in self.jobs.items()
+        )
+        self._send(
+            FrontendReport(
+                frontend_id=self.frontend_id,
+                incarnation=self.incarnation,
+                seq=self._next_seq(),
+                jobs=jobs,
+            )
+        )
+
+    def _leave(self) -> None:
+        for job_id in list(self.jobs):
+            refused = JobRefused(
+                reason=RefusalReason.FRONTEND_DRAINING,
+                detail="this frontend has shut down",
+                retry_after_s=None,
+            )
+            self._actions.append(EndJob(job_id=job_id, end=refused))
+            del self.jobs[job_id]
+        self._send(Leave(incarnation=self.incarnation, seq=self._next_seq(), reason="shutting down"))
+        self._over = True
+
+    # --- Invariants ----------------------------------------------------------------------------
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError if the state contradicts itself. For tests, after every step."""
+        assert len(self.jobs) <= self.max_open_jobs, "more open jobs than allowed"
+        for job_id, job in self.jobs.items():
+            assert job.opened.job_id == job_id, "a job under another id"
+            assert 0 < job.submit_seq <= self._seq, "a job that was never submitted"

@@ -1,0 +1,167 @@
+"""The frontend as a process: its two servers, from the first bind to the end of the drain."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from frontend.auth import ApiKeyInterceptor, ApiKeys, RefusalLog
+from frontend.cluster import Cluster
+from frontend.health import Health
+from frontend.http import HttpServer, StatusPages
+from frontend.ports import CannotListen, require_free_port
+from frontend.probes import GrpcProbe, ThisHost, authority, own_target
+from frontend.rpc import OpenCalls
+from frontend.service import SERVICE_NAME, ImageGenService
+from frontend.settings import FrontendSettings
+from proto.messages import MAX_IMAGE_BYTES
+from proto.signals import on_end_signals
+
+REQUEST_MAX_BYTES: Final = 1024 * 1024
+"""Far above any valid request: what is a little too long is to hear our error and not gRPC's."""
+FLUSH_S: Final = 2.0
+"""For answers that are on their way when the last call has been answered."""
+
+log = structlog.get_logger()
+
+ConnectCluster = Callable[[FrontendSettings, Callable[[bool], None]], Cluster]
+"""Makes the cluster; it reports through the second argument whether a worker is ready."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningFrontend:
+    grpc_port: int
+    http_port: int
+
+
+@asynccontextmanager
+async def running_frontend(
+    settings: FrontendSettings, connect: ConnectCluster
+) -> AsyncIterator[RunningFrontend]:
+    """The frontend serves within this context, and drains at its end.
+
+    Raises:
+        CannotListen: a port is taken, or an address is not this machine's.
+    """
+    frontend_health = Health()
+    open_calls = OpenCalls()
+    cluster = connect(settings, frontend_health.readiness_changed)
+    async with AsyncExitStack() as stack:
+        server, grpc_port = _grpc_server(settings, cluster, frontend_health, open_calls)
+        stack.push_async_callback(server.stop, None)  # also when the rest cannot start
+        probe = await stack.enter_async_context(GrpcProbe(own_target(settings.grpc_host, grpc_port)))
+        pages = StatusPages(cluster=cluster, health=frontend_health, grpc_probe=probe, this_host=ThisHost())
+        http_server = HttpServer(pages)
+        stack.push_async_callback(http_server.close)
+        http_port = await _listen_for_http(http_server, settings)
+        stack.push_async_callback(cluster.close)
+        await cluster.start()
+        await server.start()
+        publisher = asyncio.create_task(frontend_health.publish())
+        stack.push_async_callback(_end, publisher)
+        await frontend_health.start()
+        _log_start(settings, grpc_port, http_port)
+        try:
+            yield RunningFrontend(grpc_port=grpc_port, http_port=http_port)
+        finally:
+            await _drain(settings, server, cluster, frontend_health, open_calls)
+
+
+async def run_until_signal(settings: FrontendSettings, connect: ConnectCluster) -> None:
+    """Serve until SIGTERM or SIGINT. A second signal ends the process at once."""
+    stop = asyncio.Event()
+
+    def end(signal_name: str) -> None:
+        log.info("draining", on=signal_name, drain_s=settings.drain_s)
+        stop.set()
+
+    on_end_signals(end)
+    async with running_frontend(settings, connect):
+        await stop.wait()
+    log.info("stopped")
+
+
+def _grpc_server(
+    settings: FrontendSettings, cluster: Cluster, frontend_health: Health, open_calls: OpenCalls
+) -> tuple[grpc.aio.Server, int]:
+    """The server with its port bound, not yet started."""
+    interceptor = ApiKeyInterceptor(ApiKeys(settings.keys), RefusalLog())
+    server = grpc.aio.server(interceptors=[interceptor], options=_server_options(settings))
+    service = ImageGenService(cluster, settings.request_limits, settings.max_job_s)
+    server.add_generic_rpc_handlers([service.handlers(open_calls)])
+    health_pb2_grpc.add_HealthServicer_to_server(frontend_health.servicer, server)
+    reflection.enable_server_reflection([SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    require_free_port("gRPC", settings.grpc_host, settings.grpc_port)
+    try:
+        return server, server.add_insecure_port(authority(settings.grpc_host, settings.grpc_port))
+    except RuntimeError as error:  # taken since we looked; gRPC says no more than that
+        refusal = OSError(None, "gRPC could not bind it")
+        raise CannotListen("gRPC", settings.grpc_host, settings.grpc_port, refusal) from error
+
+
+def _server_options(settings: FrontendSettings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # a taken port is an error, not a port shared with a stranger
+        ("grpc.max_receive_message_length", REQUEST_MAX_BYTES),
+        ("grpc.max_send_message_length", MAX_IMAGE_BYTES + REQUEST_MAX_BYTES),
+        # A client that froze or whose network is gone does not say so: ask, also while a call is quiet.
+        ("grpc.keepalive_time_ms", round(settings.keepalive_interval_s * 1000)),
+        ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
+        ("grpc.http2.ping_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        # Clients may ask as well; by default one that does so more often than every 300 s is cut off.
+        ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+    ]
+
+
+async def _listen_for_http(http_server: HttpServer, settings: FrontendSettings) -> int:
+    try:
+        return await http_server.start(settings.http_host, settings.http_port)
+    except OSError as error:
+        raise CannotListen("HTTP", settings.http_host, settings.http_port, error) from error
+
+
+async def _drain(
+    settings: FrontendSettings,
+    server: grpc.aio.Server,
+    cluster: Cluster,
+    frontend_health: Health,
+    open_calls: OpenCalls,
+) -> None:
+    """Take no job any more, finish the open ones, and end every connection.
+
+    Meanwhile new calls are still answered, with a reason. Waiting is for answers only: a health watcher
+    stays for ever and must not hold up the end.
+    """
+    await frontend_health.stop()
+    cluster.drain()
+    try:
+        async with asyncio.timeout(settings.drain_s):
+            await open_calls.all_answered()
+    except TimeoutError:
+        log.warning("drain time is over, open calls are cancelled", drain_s=settings.drain_s)
+        await server.stop(0)
+    else:
+        await server.stop(FLUSH_S)
+
+
+async def _end(publisher: asyncio.Task[None]) -> None:
+    publisher.cancel()
+    await asyncio.wait([publisher])
+
+
+def _log_start(settings: FrontendSettings, grpc_port: int, http_port: int) -> None:
+    log.info(
+        "serving",
+        frontend_id=settings.frontend_id,
+        grpc=authority(settings.grpc_host, grpc_port),
+        http=f"http://{authority(settings.http_host, http_port)}",
+        api_keys=len(settings.keys),
+    )

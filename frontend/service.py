@@ -1,0 +1,92 @@
+"""The public service `imagegen.ImageGen`."""
+
+import secrets
+from typing import Final, assert_never
+
+import grpc
+import structlog
+
+import image_gen_pb2
+from frontend import errors
+from frontend.actions import ImageDelivered, JobGivenUp, JobRefused
+from frontend.auth import caller_fingerprint
+from frontend.cluster import Cluster
+from frontend.rpc import Context, OpenCalls, unary_method
+from frontend.status import metrics_response, service_status
+from frontend.validation import RequestLimits, ValidJob, validate
+
+SERVICE_NAME: Final = "imagegen.ImageGen"
+SEED_BITS: Final = 64
+
+log = structlog.get_logger()
+
+_IMAGE_PNG_TAG: Final = bytes([image_gen_pb2.GenerateResponse.IMAGE_PNG_FIELD_NUMBER << 3 | 2])
+
+
+class ImageGenService:
+    """Answers the three methods; each returns its encoded response."""
+
+    def __init__(self, cluster: Cluster, limits: RequestLimits, max_job_s: float) -> None:
+        self._cluster = cluster
+        self._limits = limits
+        self._max_job_s = max_job_s
+
+    def handlers(self, open_calls: OpenCalls) -> grpc.GenericRpcHandler:
+        """What to register with the server.
+
+        Not the generated registration: it has gRPC decode the request and encode the response.
+        """
+        methods = {
+            "Ping": unary_method("Ping", image_gen_pb2.PingRequest, self.ping, open_calls),
+            "Generate": unary_method("Generate", image_gen_pb2.GenerateRequest, self.generate, open_calls),
+            "Metrics": unary_method("Metrics", image_gen_pb2.MetricsRequest, self.metrics, open_calls),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
+
+    async def ping(self, _request: image_gen_pb2.PingRequest, _context: Context) -> bytes:
+        return image_gen_pb2.PingResponse(message="Pong").SerializeToString()
+
+    async def generate(self, request: image_gen_pb2.GenerateRequest, context: Context) -> bytes:
+        """Draw one image. When the call ends early, this coroutine is cancelled, and the job with it."""
+        job = validate(request, self._limits, draw_seed)
+        if not isinstance(job, ValidJob):
+            raise errors.RpcFailed(errors.invalid_request(job))
+        end = await self._cluster.draw(job, caller_fingerprint.get(), self._time_remaining_s(context))
+        match end:
+            case ImageDelivered():
+                return encode_answer(end)
+            case JobRefused():
+                raise errors.RpcFailed(errors.refused(end))
+            case JobGivenUp():
+                log.warning("job given up", code=end.code.value, detail=end.detail, attempts=end.attempts)
+                raise errors.RpcFailed(errors.given_up(end))
+            case _:
+                assert_never(end)
+
+    async def metrics(self, _request: image_gen_pb2.MetricsRequest, _context: Context) -> bytes:
+        picture = await self._cluster.service_picture()
+        return metrics_response(service_status(picture)).SerializeToString()
+
+    def _time_remaining_s(self, context: Context) -> float:
+        remaining_s: float | None = context.time_remaining()  # None for a call without a deadline
+        return self._max_job_s if remaining_s is None else min(remaining_s, self._max_job_s)
+
+
+def draw_seed() -> int:
+    return secrets.randbits(SEED_BITS)
+
+
+def encode_answer(image: ImageDelivered) -> bytes:
+    """The encoded `GenerateResponse`, with one copy of the image instead of three."""
+    rest = image_gen_pb2.GenerateResponse(inference_time=image.inference_time_s, seed=image.seed)
+    size = _varint(memoryview(image.png).nbytes)
+    return b"".join((_IMAGE_PNG_TAG, size, image.png, rest.SerializeToString()))
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

@@ -1,0 +1,211 @@
+"""The state of the whole service as one document, for `GET /metrics` and for the `Metrics` call alike."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from google.protobuf import json_format
+
+import image_gen_pb2
+from frontend.cluster import ServicePicture
+from proto.messages import ModelCard, Readings, WorkerRow
+
+SERVING_STATES: Final = frozenset({"ready", "busy"})
+LOST_STATE: Final = "lost"
+UINT32_MAX: Final = 2**32 - 1
+
+_CONTRACT_NAMES: Final = {
+    "age_s": "age_seconds",
+    "report_age_s": "report_age_seconds",
+    "reading_age_s": "reading_age_seconds",
+}
+"""Where the public contract names a field otherwise than the JSON document."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuStatus:
+    uuid: str
+    name: str
+    memory_used_mb: float
+    memory_total_mb: float
+    utilization_percent: float
+    temperature_celsius: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """One worker. None stands for what is not known: a worker without readings is not one at 0 %."""
+
+    worker_id: str
+    host: str
+    state: str
+    job_id: str
+    model: str
+    engine: str
+    precision: str
+    device: str
+    warning: str
+    phase: str
+    percent: int
+    step: int
+    steps: int
+    report_age_s: float
+    reading_age_s: float | None
+    cpu_percent: float | None
+    ram_used_mb: float | None
+    ram_total_mb: float | None
+    gpus: list[GpuStatus]
+    engine_restarts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceStatus:
+    """All fields but `broker_alive` and `age_s` are as old as `age_s` says."""
+
+    in_flight: int
+    queued: int
+    completed: int
+    failed: int
+    cancelled: int
+    rejected: dict[str, int]
+    workers: list[WorkerStatus]
+    broker_alive: bool
+    age_s: float | None
+    """None until a broker has answered for the first time."""
+
+    @property
+    def worker_alive(self) -> bool:
+        """A worker is ready or busy. Without a broker nobody knows of one, or could use it."""
+        return self.broker_alive and any(worker.state in SERVING_STATES for worker in self.workers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostLoad:
+    """The hosts' load: the mean of their CPUs, the sums of their memories in MiB."""
+
+    cpu_percent: float
+    ram_used_mb: float
+    gpu_used_mb: float
+
+
+def service_status(picture: ServicePicture) -> ServiceStatus:
+    """What the frontend tells the world about `picture`. Ages grow with the picture's own."""
+    snapshot = picture.snapshot
+    if snapshot is None:
+        return ServiceStatus(
+            in_flight=0,
+            queued=0,
+            completed=0,
+            failed=0,
+            cancelled=0,
+            rejected={},
+            workers=[],
+            broker_alive=picture.broker_alive,
+            age_s=None,
+        )
+    return ServiceStatus(
+        in_flight=_uint32(snapshot.in_flight),
+        queued=_uint32(snapshot.queued),
+        completed=snapshot.completed,
+        failed=snapshot.failed,
+        cancelled=snapshot.cancelled,
+        rejected={reason.value: count for reason, count in sorted(snapshot.rejected.items())},
+        workers=[_worker_status(row, picture.age_s) for row in snapshot.workers],
+        broker_alive=picture.broker_alive,
+        age_s=_rounded(picture.age_s),
+    )
+
+
+def host_load(workers: Iterable[WorkerStatus]) -> HostLoad | None:
+    """The load of the workers' distinct hosts and GPUs, by the freshest reading of each.
+
+    A lost worker's readings do not count. None where no reading is left.
+    """
+    live = [worker for worker in workers if worker.state != LOST_STATE and worker.reading_age_s is not None]
+    if not live:
+        return None
+    oldest_first = sorted(live, key=lambda worker: -(worker.reading_age_s or 0.0))
+    hosts = {worker.host: worker for worker in oldest_first}
+    gpus = {gpu.uuid: gpu for worker in oldest_first for gpu in worker.gpus}
+    return HostLoad(
+        cpu_percent=_rounded(sum(worker.cpu_percent or 0.0 for worker in hosts.values()) / len(hosts)),
+        ram_used_mb=_rounded(sum(worker.ram_used_mb or 0.0 for worker in hosts.values())),
+        gpu_used_mb=_rounded(sum(gpu.memory_used_mb for gpu in gpus.values())),
+    )
+
+
+def metrics_document(status: ServiceStatus, this_host: HostLoad, grpc_alive: bool) -> dict[str, object]:
+    """The JSON document of `GET /metrics`.
+
+    Args:
+        this_host: the frontend's own host, which counts where no worker has told about its own.
+        grpc_alive: whether this frontend's gRPC port answers.
+    """
+    load = host_load(status.workers) or this_host
+    alive = {"worker_alive": status.worker_alive, "grpc_alive": grpc_alive}
+    return {**asdict(load), **alive, **asdict(status)}
+
+
+def metrics_response(status: ServiceStatus) -> image_gen_pb2.MetricsResponse:
+    """The same for the `Metrics` call; what is not known is left out."""
+    document = asdict(status)
+    document["workers"] = [_in_contract_names(worker) for worker in document["workers"]]
+    return json_format.ParseDict(_in_contract_names(document), image_gen_pb2.MetricsResponse())
+
+
+def _in_contract_names(fields: Mapping[str, object]) -> dict[str, object]:
+    return {_CONTRACT_NAMES.get(name, name): value for name, value in fields.items()}
+
+
+def _worker_status(row: WorkerRow, picture_age_s: float) -> WorkerStatus:
+    report = row.report
+    # What a lost worker ran is another's by now, or ended.
+    running = None if row.state == LOST_STATE else report.running
+    model = report.model or ModelCard(engine="", name="", precision="", device="")
+    readings = report.readings
+    report_age_s = row.report_age_ms / 1000 + picture_age_s
+    return WorkerStatus(
+        worker_id=report.worker_id,
+        host=report.host,
+        state=row.state,
+        job_id=running.claim.job_id.hex() if running else "",
+        model=model.name,
+        engine=model.engine,
+        precision=model.precision,
+        device=model.device,
+        warning=model.warning,
+        phase=running.phase.value if running else report.activity,
+        percent=report.percent,
+        step=_uint32(running.step) if running else 0,
+        steps=_uint32(running.steps) if running else 0,
+        report_age_s=_rounded(report_age_s),
+        reading_age_s=_rounded(report_age_s + readings.age_ms / 1000) if readings else None,
+        cpu_percent=readings.cpu_percent if readings else None,
+        ram_used_mb=readings.ram_used_mb if readings else None,
+        ram_total_mb=readings.ram_total_mb if readings else None,
+        gpus=_gpu_statuses(readings) if readings else [],
+        engine_restarts=_uint32(report.engine_restarts),
+    )
+
+
+def _gpu_statuses(readings: Readings) -> list[GpuStatus]:
+    return [
+        GpuStatus(
+            uuid=gpu.uuid,
+            name=gpu.name,
+            memory_used_mb=gpu.memory_used_mb,
+            memory_total_mb=gpu.memory_total_mb,
+            utilization_percent=gpu.utilization_percent,
+            temperature_celsius=gpu.temperature_celsius,
+        )
+        for gpu in readings.gpus
+    ]
+
+
+def _uint32(value: int) -> int:
+    """The contract's counters are narrower than the wire's; one absurd number must not cost all others."""
+    return min(value, UINT32_MAX)
+
+
+def _rounded(value: float) -> float:
+    return round(value, 3)

@@ -1,0 +1,142 @@
+"""The session's shell: one DEALER socket, one engine process, one timer, and the readings. It decides nothing."""
+
+import asyncio
+import platform
+from collections.abc import Callable
+from typing import Final, assert_never
+
+import structlog
+
+from gpu_worker.actions import (
+    Action,
+    CancelJob,
+    Exit,
+    KillEngine,
+    ReconnectToBroker,
+    RunJob,
+    SendToBroker,
+    StartEngine,
+)
+from gpu_worker.engine_process import EngineProcess
+from gpu_worker.events import DrainRequested, EngineEvent, Event, FromBroker, ReadingsTaken, TimerFired
+from gpu_worker.readings import ReadingsTaker
+from gpu_worker.session import Session, SessionLimits
+from proto.actor import Mailbox
+from proto.codec import MAX_HEADER_BYTES
+from proto.dealer import BrokerLink
+from proto.identifiers import new_identifier
+from proto.messages import Message, Readings, Refuse, Start, WorkerView
+from proto.notes import Note, write_note
+from proto.sockets import close_context
+from proto.timing import Timing
+
+GONE_LIMIT_S: Final = 5.0
+"""For a killed engine process to be reaped. One in an uninterruptible driver call may take longer than we wait."""
+
+log = structlog.get_logger()
+
+MakeEngine = Callable[[int, Callable[[EngineEvent], None]], EngineProcess]
+"""Makes engine process number n, which tells its events to the callback."""
+
+
+class WorkerShell:
+    """A worker on the running event loop, from `run` to the end of its session."""
+
+    def __init__(
+        self,
+        *,
+        worker_id: str,
+        broker_endpoint: str,
+        timing: Timing,
+        limits: SessionLimits,
+        make_engine: MakeEngine,
+        readings: ReadingsTaker,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._make_engine = make_engine
+        self._readings = readings
+        self._readings_interval_s = timing.heartbeat_interval_s
+        self._session = Session(
+            worker_id=worker_id,
+            incarnation=new_identifier(),
+            host=platform.node()[:128] or "unknown",
+            timing=timing,
+            limits=limits,
+            started_at=self._loop.time(),
+        )
+        self._mailbox: Mailbox[Event, Action] = Mailbox(self._session, TimerFired(), self._perform)
+        self._link = BrokerLink(broker_endpoint, MAX_HEADER_BYTES, self._on_message)
+        self._engine: EngineProcess | None = None
+        self._engine_child = 0
+        self._over: asyncio.Future[Exit] = self._loop.create_future()
+
+    async def run(self) -> Exit:
+        """Serve until the session is over, and leave no process behind."""
+        self._mailbox.tell(TimerFired())
+        watching = asyncio.create_task(self._take_readings(), name="readings")
+        try:
+            return await self._over
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+            await self._close()
+
+    def drain(self) -> None:
+        """Finish what runs, then end; called again, end at once."""
+        self._mailbox.tell(DrainRequested())
+
+    async def _close(self) -> None:
+        self._mailbox.close()
+        if self._engine is not None:
+            self._engine.kill()
+            try:
+                async with asyncio.timeout(GONE_LIMIT_S):
+                    await self._engine.wait_gone()
+            except TimeoutError:
+                log.error("engine process does not die", pid=self._engine.pid)
+        self._link.close()
+        close_context()
+
+    async def _take_readings(self) -> None:
+        while True:
+            readings: Readings = await asyncio.to_thread(self._readings.take)
+            self._mailbox.tell(ReadingsTaken(readings=readings))
+            await asyncio.sleep(self._readings_interval_s)
+
+    # --- Between the session and the world -----------------------------------------------------
+
+    def _on_message(self, message: Message) -> None:
+        match message:
+            case WorkerView() | Start() | Refuse():
+                self._mailbox.tell(FromBroker(message=message))
+            case _:
+                log.warning("message dropped", why="not for a worker", kind=type(message).__name__)
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case SendToBroker(message=message):
+                self._link.send(message)
+            case ReconnectToBroker():
+                self._link.reconnect()
+            case StartEngine(child=child):
+                self._engine_child = child
+                self._engine = self._make_engine(child, self._mailbox.tell)
+                self._engine.start()
+            case KillEngine(child=child):
+                self._present_engine(child).kill()
+            case RunJob(child=child, job=job):
+                self._present_engine(child).run(job)
+            case CancelJob(child=child, execution_id=execution_id):
+                self._present_engine(child).cancel(execution_id)
+            case Exit():
+                if not self._over.done():
+                    self._over.set_result(action)
+            case Note():
+                write_note(action)
+            case _:
+                assert_never(action)
+
+    def _present_engine(self, child: int) -> EngineProcess:
+        if self._engine is None or child != self._engine_child:
+            raise RuntimeError(f"the session speaks of engine process {child}, present is {self._engine_child}")
+        return self._engine

@@ -1,0 +1,238 @@
+"""The engine process itself: loads the model, then draws one job after the other until its worker is gone.
+
+The main thread draws. A second thread listens to the worker, so that a cancel is heard while a step runs.
+"""
+
+import ctypes
+import faulthandler
+import io
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Final, assert_never
+
+import structlog
+from PIL import Image
+
+from gpu_worker.engine_pipe import CancelCommand, Command, EngineMessage, EngineOptions, LastWords, RunCommand
+from gpu_worker.engines.engine import (
+    Engine,
+    EngineBroken,
+    EngineJob,
+    JobCancelled,
+    ModelUnusable,
+    NonFiniteImage,
+    OutOfDeviceMemory,
+    RgbImage,
+)
+from gpu_worker.engines.error_text import first_line
+from gpu_worker.engines.offline import prepare_environment
+from gpu_worker.events import EngineFailed, EngineFinished, EngineLoading, EngineProgress, EngineReady
+from gpu_worker.model_store import Embedded, EngineChoice, Fake, FluxFolder
+from proto.configuration import EXIT_BAD_CONFIGURATION
+from proto.failures import FailureCode
+from proto.logs import configure_logging, short_id
+from proto.messages import MAX_IMAGE_BYTES, JobPhase
+
+_PR_SET_PDEATHSIG: Final = 1
+_EXIT_ERROR: Final = 1
+_IMPORTED_PERCENT: Final = 15
+_LOADED_PERCENT: Final = 95
+
+log = structlog.get_logger()
+
+
+def run_engine(
+    pipe: "Connection[EngineMessage, Command]",
+    child: int,
+    choice: EngineChoice,
+    options: EngineOptions,
+    parent_pid: int,
+) -> None:
+    """The process's whole life. It skips the interpreter's own end, which a broken device can block."""
+    _live_no_longer_than(parent_pid)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    faulthandler.enable()
+    configure_logging("engine", options.log_level, options.log_format)
+    code = EngineChild(pipe, child).live(choice, options)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _live_no_longer_than(parent_pid: int) -> None:
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent_pid:
+        # It died before the kernel was asked to watch it.
+        os._exit(0)
+
+
+class _Slot:
+    """A job from its arrival to its end."""
+
+    def __init__(self, job: EngineJob) -> None:
+        self.job = job
+        self.cancelled = threading.Event()
+
+
+class EngineChild:
+    """Speaks for one engine over the pipe."""
+
+    def __init__(self, pipe: "Connection[EngineMessage, Command]", child: int) -> None:
+        self._pipe = pipe
+        self._child = child
+        self._waiting: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
+        self._slots: dict[bytes, _Slot] = {}
+
+    def live(self, choice: EngineChoice, options: EngineOptions) -> int:
+        """Until something ends it; returns the exit code."""
+        threading.Thread(target=self._listen, name="commands", daemon=True).start()
+        try:
+            engine = self._bring_up(choice, options)
+            while True:
+                self._run(engine, self._waiting.get())
+        except ModelUnusable as error:
+            log.error("model unusable", reason=str(error))
+            return self._say_farewell(str(error), hopeless=True, code=EXIT_BAD_CONFIGURATION)
+        except EngineBroken as error:
+            log.error("engine broken", reason=str(error))
+            return self._say_farewell(first_line(error), hopeless=False, code=_EXIT_ERROR)
+        except Exception as error:
+            log.exception("engine process ends after an error")
+            return self._say_farewell(first_line(error), hopeless=False, code=_EXIT_ERROR)
+
+    def _say_farewell(self, reason: str, *, hopeless: bool, code: int) -> int:
+        try:
+            self._pipe.send(LastWords(reason=reason, hopeless=hopeless))
+        except OSError:
+            log.debug("nobody is left to hear why the engine process ends")
+        return code
+
+    def _bring_up(self, choice: EngineChoice, options: EngineOptions) -> Engine:
+        self._report_loading("importing the libraries", 0)
+        engine = make_engine(choice, options)
+        model = engine.load(
+            lambda activity, percent: self._report_loading(
+                activity, _IMPORTED_PERCENT + percent * (_LOADED_PERCENT - _IMPORTED_PERCENT) // 100
+            )
+        )
+        self._report_loading("drawing a first image", _LOADED_PERCENT)
+        engine.warm_up()
+        self._pipe.send(EngineReady(child=self._child, model=model))
+        return engine
+
+    def _report_loading(self, activity: str, percent: int) -> None:
+        self._pipe.send(EngineLoading(child=self._child, activity=activity, percent=percent))
+
+    def _listen(self) -> None:
+        """In the second thread, until the worker is gone: then nobody wants what is being drawn."""
+        while True:
+            try:
+                command = self._pipe.recv()
+            except (EOFError, OSError):
+                os._exit(0)
+            match command:
+                case RunCommand(job=job):
+                    slot = self._slots[job.execution_id] = _Slot(job)
+                    self._waiting.put(slot)
+                case CancelCommand(execution_id=execution_id):
+                    cancelled = self._slots.get(execution_id)
+                    if cancelled is not None:
+                        cancelled.cancelled.set()
+                case _:
+                    assert_never(command)
+
+    def _run(self, engine: Engine, slot: _Slot) -> None:
+        """One job, to whatever end. Raises `EngineBroken`: the process's end is the job's."""
+        try:
+            message: EngineMessage = self._draw(engine, slot)
+        except EngineBroken:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever an engine raises, the job has an end
+            message = self._failure(slot.job, error)
+        del self._slots[slot.job.execution_id]
+        self._pipe.send(message)
+
+    def _draw(self, engine: Engine, slot: _Slot) -> EngineFinished | EngineFailed:
+        job = slot.job
+        started = time.perf_counter()
+        image = engine.generate(job, self._progress_reporter(slot))
+        inference_time_s = time.perf_counter() - started
+        expected = (job.parameters.height, job.parameters.width, 3)
+        if image.shape != expected:
+            raise RuntimeError(f"the engine drew an image of shape {image.shape} instead of {expected}")
+        if slot.cancelled.is_set():
+            raise JobCancelled
+        png = encode_png(image)
+        if len(png) > MAX_IMAGE_BYTES:
+            return self._failed(
+                job,
+                FailureCode.IMAGE_TOO_LARGE,
+                f"the PNG has {len(png)} bytes, at most {MAX_IMAGE_BYTES} are allowed",
+            )
+        return EngineFinished(
+            child=self._child, execution_id=job.execution_id, png=png, inference_time_s=inference_time_s
+        )
+
+    def _progress_reporter(self, slot: _Slot) -> Callable[[JobPhase, int], None]:
+        def report(phase: JobPhase, step: int) -> None:
+            if slot.cancelled.is_set():
+                raise JobCancelled
+            self._pipe.send(
+                EngineProgress(child=self._child, execution_id=slot.job.execution_id, phase=phase, step=step)
+            )
+
+        return report
+
+    def _failure(self, job: EngineJob, error: Exception) -> EngineFailed:
+        match error:
+            case JobCancelled():
+                return self._failed(job, FailureCode.CANCELLED, "")
+            case OutOfDeviceMemory() | MemoryError():
+                return self._failed(job, FailureCode.OUT_OF_MEMORY, first_line(error))
+            case NonFiniteImage():
+                return self._failed(job, FailureCode.NON_FINITE_IMAGE, first_line(error))
+            case _:
+                log.error("engine error", job_id=short_id(job.job_id), exc_info=error)
+                return self._failed(job, FailureCode.ENGINE_ERROR, first_line(error))
+
+    def _failed(self, job: EngineJob, code: FailureCode, detail: str) -> EngineFailed:
+        return EngineFailed(child=self._child, execution_id=job.execution_id, code=code, detail=detail)
+
+
+def make_engine(choice: EngineChoice, options: EngineOptions) -> Engine:
+    """The engine, its libraries imported but nothing loaded. Only what the choice needs is imported."""
+    match choice:
+        case Fake(step_s=step_s, load_s=load_s, faults=faults):
+            from gpu_worker.engines.fake import FakeEngine  # noqa: PLC0415
+
+            return FakeEngine(step_s=step_s, load_s=load_s, faults=faults)
+        case FluxFolder(path=path):
+            prepare_environment(options.cuda_visible_devices)
+            from gpu_worker.engines.flux import FluxEngine  # noqa: PLC0415
+
+            return FluxEngine(path, device=options.device, threads=options.threads)
+        case Embedded(cache_dir=cache_dir, warning=warning):
+            prepare_environment(options.cuda_visible_devices)
+            from gpu_worker.engines.embedded import EmbeddedEngine  # noqa: PLC0415
+
+            return EmbeddedEngine(cache_dir, warning=warning, device=options.device, threads=options.threads)
+        case _:
+            assert_never(choice)
+
+
+def encode_png(image: RgbImage) -> bytes:
+    """`image` has the shape (height, width, 3). Fast rather than small: the next job waits for it."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,48 @@
+"""What crosses the pipe between a worker and its engine process, beside the events themselves.
+
+The pipe joins two processes of one program, so Python's own serialization is right for it.
+"""
+
+from dataclasses import dataclass
+
+from gpu_worker.engines.engine import EngineJob
+from gpu_worker.events import EngineFailed, EngineFinished, EngineLoading, EngineProgress, EngineReady
+from proto.configuration import LogFormat, LogLevel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """How an engine process runs, whatever its engine is."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    threads: int | None = None
+    """Of the CPU's arithmetic; None leaves it to the engine."""
+    cuda_visible_devices: str | None = None
+    """The GPUs that the process may see; None leaves the environment as it is."""
+    log_level: LogLevel = "info"
+    log_format: LogFormat = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCommand:
+    job: EngineJob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelCommand:
+    """Stop this execution, whether it runs or waits. Nothing happens if it is over or unknown."""
+
+    execution_id: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastWords:
+    """Why the engine process ends by itself."""
+
+    reason: str
+    hopeless: bool
+
+
+Command = RunCommand | CancelCommand
+EngineMessage = EngineLoading | EngineReady | EngineProgress | EngineFinished | EngineFailed | LastWords

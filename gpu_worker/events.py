@@ -1,0 +1,89 @@
+"""What a worker session can be told. Its answers are in `actions.py`; the session itself in `session.py`."""
+
+from dataclasses import dataclass
+
+from proto.failures import FailureCode
+from proto.messages import Body, JobPhase, ModelCard, Readings, ToWorker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FromBroker:
+    message: ToWorker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingsTaken:
+    """Fresh CPU, RAM and GPU readings; their age counts from now."""
+
+    readings: Readings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainRequested:
+    """Finish what runs, take nothing new, leave."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimerFired:
+    """The session's own deadline has come."""
+
+
+# From the engine process. `child` numbers the processes of this worker's life: what a dead one still
+# had to say must not be taken for the words of its successor.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLoading:
+    child: int
+    activity: str
+    percent: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineReady:
+    """The model is loaded and has drawn its warm-up image."""
+
+    child: int
+    model: ModelCard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineProgress:
+    child: int
+    execution_id: bytes
+    phase: JobPhase
+    step: int
+    """Denoising steps finished."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFinished:
+    child: int
+    execution_id: bytes
+    png: Body
+    inference_time_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFailed:
+    """The job failed or was cancelled; the process goes on."""
+
+    child: int
+    execution_id: bytes
+    code: FailureCode
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineExited:
+    """The process is gone and has been reaped."""
+
+    child: int
+    reason: str
+    """For people: the exit code or signal, or the error that it ended with."""
+    hopeless: bool = False
+    """The model itself is unusable: starting again cannot help until somebody changes something."""
+
+
+EngineEvent = EngineLoading | EngineReady | EngineProgress | EngineFinished | EngineFailed | EngineExited
+Event = FromBroker | ReadingsTaken | DrainRequested | TimerFired | EngineEvent

@@ -1,0 +1,59 @@
+"""The worker as a process: settings, signals, exit status."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from gpu_worker.dealer import WorkerShell
+from gpu_worker.engine_process import EngineProcess
+from gpu_worker.engines.engine import ModelUnusable
+from gpu_worker.events import EngineEvent
+from gpu_worker.model_store import EngineChoice
+from gpu_worker.readings import ReadingsTaker
+from gpu_worker.settings import WorkerSettings
+from proto.configuration import EXIT_BAD_CONFIGURATION, load_settings
+from proto.logs import configure_logging
+from proto.signals import on_end_signals
+
+log = structlog.get_logger()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    settings = load_settings(WorkerSettings, argv, "gpu_worker")
+    configure_logging("worker", settings.log_level, settings.log_format)
+    try:
+        choice = settings.engine_choice()
+    except ModelUnusable as error:
+        print(f"gpu_worker: {error}", file=sys.stderr)
+        return EXIT_BAD_CONFIGURATION
+    return asyncio.run(_run(settings, choice))
+
+
+async def _run(settings: WorkerSettings, choice: EngineChoice) -> int:
+    options = settings.engine_options
+
+    def make_engine(child: int, on_event: Callable[[EngineEvent], None]) -> EngineProcess:
+        return EngineProcess(child, choice, options, on_event)
+
+    shell = WorkerShell(
+        worker_id=settings.worker_id,
+        broker_endpoint=settings.broker_endpoint,
+        timing=settings.timing,
+        limits=settings.session_limits,
+        make_engine=make_engine,
+        readings=ReadingsTaker(settings.cuda_visible_devices),
+    )
+
+    def end(signal_name: str) -> None:
+        log.info("stopping", on=signal_name)
+        shell.drain()
+
+    on_end_signals(end)
+    log.info("worker starts", worker_id=settings.worker_id, broker=settings.broker_endpoint)
+    over = await shell.run()
+    if over.code:
+        print(f"gpu_worker: {over.reason}", file=sys.stderr)
+    log.info("worker stopped", reason=over.reason)
+    return over.code

@@ -1,0 +1,170 @@
+"""A worker's settings."""
+
+import os
+import re
+import socket
+import tempfile
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from gpu_worker.engine_pipe import EngineOptions
+from gpu_worker.model_store import EngineChoice, EngineName, Fake, choose_engine
+from gpu_worker.readings import device_label
+from gpu_worker.session import SessionLimits
+from proto.configuration import ComponentSettings, LoopbackEndpoint
+
+_DEVICE: Final = re.compile(r"auto|cpu|cuda(?::\d{1,3})?")
+_WORKER_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_MIB: Final = 1024 * 1024
+
+
+def _device(value: str) -> str:
+    if _DEVICE.fullmatch(value) is None:
+        raise ValueError("must be auto, cpu, cuda or cuda:N with the number of a GPU")
+    return value
+
+
+def _worker_id(value: str) -> str:
+    if value and _WORKER_ID.fullmatch(value) is None:
+        raise ValueError("must be 1 to 128 of the characters A-Z a-z 0-9 . _ -")
+    return value
+
+
+def user_cache_folder() -> Path:
+    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    home_cache = Path(os.path.expanduser("~/.cache"))  # noqa: PTH111 - Path.home() raises where there is no home
+    for folder in (configured, home_cache):
+        if folder.is_absolute():
+            return folder / "flux-server"
+    return Path(tempfile.gettempdir()) / "flux-server"
+
+
+class WorkerSettings(ComponentSettings):
+    """A GPU worker: one engine, one job at a time."""
+
+    model_config = SettingsConfigDict(env_prefix="FLUX_WORKER_", populate_by_name=True)
+
+    broker_endpoint: LoopbackEndpoint = Field(
+        "tcp://127.0.0.1:5561", description="where the broker listens for workers; on this host only"
+    )
+    worker_id: Annotated[str, AfterValidator(_worker_id)] = Field(
+        "",
+        description="stable name of this worker, of its own among all workers;"
+        " if empty, the host's name with gpuN or cpu: HOST-gpu0",
+    )
+    engine: EngineName = Field(
+        "auto",
+        description="flux: the model in the model folder; embedded: a tiny untrained model for any machine;"
+        " fake: no model, for tests; auto: flux if the folder holds one, otherwise embedded",
+    )
+    model_dir: Path = Field(
+        Path("hub/FLUX.1-dev"), description="folder with a FLUX model in diffusers' layout, for flux and auto"
+    )
+    cache_dir: Path = Field(
+        default_factory=user_cache_folder, description="folder in which the embedded model is kept"
+    )
+    device: Annotated[str, AfterValidator(_device)] = Field(
+        "auto", description="auto (the first GPU, otherwise the CPU), cpu, cuda or cuda:N"
+    )
+    cuda_visible_devices: str | None = Field(
+        None,
+        validation_alias="CUDA_VISIBLE_DEVICES",
+        description="numbers or UUIDs of the GPUs that are used and whose readings are reported; unset: all",
+    )
+    threads: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="threads of the CPU's arithmetic; another number gives other pixels;"
+        " 0: one for the embedded model, torch's own choice for flux",
+    )
+
+    load_limit_s: float = Field(
+        900,
+        gt=0,
+        le=86400,
+        description="an engine process that loads without progress for longer is killed [seconds]",
+    )
+    text_limit_s: float = Field(
+        60, gt=0, le=3600, description="limit for encoding a prompt, likewise [seconds]"
+    )
+    step_limit_s: float = Field(
+        60, gt=0, le=3600, description="limit for one denoising step, likewise [seconds]"
+    )
+    decode_limit_s: float = Field(
+        120, gt=0, le=3600, description="limit for decoding an image and making its PNG, likewise [seconds]"
+    )
+    cancel_limit_s: float = Field(
+        30, gt=0, le=3600, description="limit for stopping a cancelled job, likewise [seconds]"
+    )
+    engine_backoff_s: float = Field(
+        1,
+        gt=0,
+        le=3600,
+        description="pause before a dead engine process is replaced; doubles each time [seconds]",
+    )
+    engine_backoff_max_s: float = Field(60, gt=0, le=3600, description="longest such pause [seconds]")
+
+    held_bytes_max: int = Field(
+        64 * _MIB,
+        ge=_MIB,
+        le=4096 * _MIB,
+        description="outcomes kept until they are released, at most [bytes]",
+    )
+    held_age_max_s: float = Field(
+        120, gt=0, le=3600, description="how long an outcome is kept that nobody releases [seconds]"
+    )
+
+    fake_step_s: float = Field(0.05, ge=0, le=3600, description="fake engine: duration of a step [seconds]")
+    fake_load_s: float = Field(0.0, ge=0, le=3600, description="fake engine: duration of loading [seconds]")
+    fake_faults: bool = Field(
+        False,
+        description="fake engine: obey prompts such as !crash@3, with crash, hang, oom, error or nonfinite",
+    )
+
+    @model_validator(mode="after")
+    def _check_relations(self) -> Self:
+        if self.engine_backoff_max_s < self.engine_backoff_s:
+            raise ValueError("engine_backoff_max_s must not be less than engine_backoff_s")
+        return self
+
+    @model_validator(mode="after")
+    def _name_worker(self) -> Self:
+        if not self.worker_id:
+            host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:100] or "host"
+            label = device_label(self.device, self.cuda_visible_devices)
+            # The settings are frozen for everybody else.
+            object.__setattr__(self, "worker_id", f"{host}-{label}")
+        return self
+
+    def engine_choice(self) -> EngineChoice:
+        """The engine that is meant. Raises `ModelUnusable`: the model folder cannot be used."""
+        fake = Fake(step_s=self.fake_step_s, load_s=self.fake_load_s, faults=self.fake_faults)
+        return choose_engine(self.engine, model_dir=self.model_dir, cache_dir=self.cache_dir, fake=fake)
+
+    @property
+    def engine_options(self) -> EngineOptions:
+        return EngineOptions(
+            device=self.device,
+            threads=self.threads or None,
+            cuda_visible_devices=self.cuda_visible_devices,
+            log_level=self.log_level,
+            log_format=self.log_format,
+        )
+
+    @property
+    def session_limits(self) -> SessionLimits:
+        return SessionLimits(
+            load_s=self.load_limit_s,
+            text_s=self.text_limit_s,
+            step_s=self.step_limit_s,
+            decode_s=self.decode_limit_s,
+            cancel_s=self.cancel_limit_s,
+            backoff_s=self.engine_backoff_s,
+            backoff_max_s=self.engine_backoff_max_s,
+            held_bytes_max=self.held_bytes_max,
+            held_age_max_s=self.held_age_max_s,
+        )

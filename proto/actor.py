@@ -1,0 +1,65 @@
+"""What the three shells have in common: a pure core, a mailbox, and one timer."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+Event = TypeVar("Event")
+Action = TypeVar("Action")
+
+
+class Core(Protocol[Event, Action]):
+    """A core decides; `now` is on a monotonic clock, in seconds."""
+
+    def handle(self, event: Event, now: float) -> list[Action]: ...
+
+    def next_deadline(self) -> float | None: ...
+
+
+class Mailbox(Generic[Event, Action]):
+    """Feeds events to a core one at a time, has its actions performed, and tells it when its time has come.
+
+    An event that arises while actions are performed waits for its turn: a core is never entered twice.
+    """
+
+    def __init__(
+        self, core: Core[Event, Action], timer_fired: Event, perform: Callable[[Action], None]
+    ) -> None:
+        self._core = core
+        self._timer_fired = timer_fired
+        self._perform = perform
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[Event] = deque()
+        self._busy = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def tell(self, event: Event) -> None:
+        """Let the core handle the event, now or when it is done with the present one."""
+        if self._closed:
+            return
+        self._waiting.append(event)
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._waiting:
+                for action in self._core.handle(self._waiting.popleft(), self._loop.time()):
+                    self._perform(action)
+        finally:
+            self._busy = False
+            self._arm()
+
+    def close(self) -> None:
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self._core.next_deadline()
+        if deadline is not None and not self._closed:
+            self._timer = self._loop.call_at(deadline, self.tell, self._timer_fired)

@@ -1,0 +1,178 @@
+"""Frames <-> messages, with the limits of PROTOCOL.md §2. The only user of msgpack.
+
+Decoding trusts nothing: whatever bytes arrive, the result is a valid message or a `ProtocolViolation`.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import msgpack
+from pydantic import TypeAdapter, ValidationError
+
+from proto import messages
+from proto.messages import MAX_IMAGE_BYTES, MAX_LISTED, MAX_PROMPT_BYTES, Body, Message
+
+VERSION: Final = 1
+MAX_HEADER_BYTES: Final = 1024 * 1024
+MAX_KEYS: Final = 64
+SLACK_BYTES: Final = 64 * 1024
+
+_MAGIC: Final = b"FLX1"
+_PREFIX: Final = struct.Struct("!4sBBH")
+
+
+class ViolationKind(StrEnum):
+    FRAMING = "framing"
+    VERSION = "version"
+    COMMAND = "command"
+    SIZE = "size"
+    HEADER = "header"
+    BODY = "body"
+
+
+class ProtocolViolation(Exception):
+    """A peer sent something that PROTOCOL.md does not allow. The text is for our log, not for the peer."""
+
+    def __init__(self, kind: ViolationKind, text: str) -> None:
+        super().__init__(f"{kind}: {text}")
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    code: int
+    message: type[Message]
+    max_body_bytes: int | None
+    """None for a message without body."""
+
+
+_COMMANDS: Final = (
+    _Command(1, messages.WorkerReport, None),
+    _Command(2, messages.WorkerView, None),
+    _Command(3, messages.FrontendReport, None),
+    _Command(4, messages.FrontendView, None),
+    _Command(5, messages.Submit, MAX_PROMPT_BYTES),
+    _Command(6, messages.Start, MAX_PROMPT_BYTES),
+    _Command(7, messages.Outcome, MAX_IMAGE_BYTES),
+    _Command(8, messages.Refuse, None),
+    _Command(9, messages.Leave, None),
+    _Command(10, messages.SnapshotRequest, None),
+    _Command(11, messages.Snapshot, None),
+)
+_BY_CODE: Final = {command.code: command for command in _COMMANDS}
+_BY_MESSAGE: Final = {command.message: command for command in _COMMANDS}
+_ADAPTERS: Final[Mapping[type[Message], TypeAdapter[Any]]] = {
+    command.message: TypeAdapter(command.message) for command in _COMMANDS
+}
+
+
+def encode(message: Message) -> list[Body]:
+    """The frames of a message: prefix, header, and the body where there is one.
+
+    Raises:
+        ValueError: the message exceeds a limit; an error of ours, never of a peer.
+    """
+    command = _BY_MESSAGE[type(message)]
+    fields = _ADAPTERS[command.message].dump_python(message)
+    body = fields.pop("body", None)
+    header = msgpack.packb(fields)
+    if len(header) > MAX_HEADER_BYTES:
+        raise ValueError(
+            f"{command.message.__name__}: a header of {len(header)} bytes, at most {MAX_HEADER_BYTES}"
+        )
+    frames: list[Body] = [_PREFIX.pack(_MAGIC, VERSION, command.code, 0), header]
+    if command.max_body_bytes is not None:
+        if len(body) > command.max_body_bytes:
+            raise ValueError(
+                f"{command.message.__name__}: a body of {len(body)} bytes, at most {command.max_body_bytes}"
+            )
+        frames.append(body)
+    return frames
+
+
+def decode(frames: Sequence[Body]) -> Message:
+    """The message in these frames (without routing identity).
+
+    Raises:
+        ProtocolViolation: and nothing else, whatever the frames hold.
+    """
+    if not 2 <= len(frames) <= 3:
+        raise ProtocolViolation(ViolationKind.FRAMING, f"{len(frames)} frames, expected 2 or 3")
+    command = _command_of(bytes(frames[0][: _PREFIX.size + 1]))
+    fields = _header_of(frames[1])
+    body = _body_of(command, frames[2:])
+    if body is not None:
+        fields["body"] = body
+    try:
+        message: Message = _ADAPTERS[command.message].validate_python(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ProtocolViolation(
+            ViolationKind.HEADER, f"{command.message.__name__}.{place}: {first['msg']}"
+        ) from None
+    _check_body(message)
+    return message
+
+
+def _command_of(prefix: bytes) -> _Command:
+    if len(prefix) != _PREFIX.size:
+        raise ProtocolViolation(ViolationKind.FRAMING, f"a prefix that is not {_PREFIX.size} bytes long")
+    magic, version, code, reserved = _PREFIX.unpack(prefix)
+    if magic != _MAGIC or reserved != 0:
+        raise ProtocolViolation(ViolationKind.FRAMING, "a prefix of something else")
+    if version != VERSION:
+        raise ProtocolViolation(ViolationKind.VERSION, f"version {version}, expected {VERSION}")
+    command = _BY_CODE.get(code)
+    if command is None:
+        raise ProtocolViolation(ViolationKind.COMMAND, f"unknown command {code}")
+    return command
+
+
+def _header_of(frame: Body) -> dict[str, Any]:
+    if len(frame) > MAX_HEADER_BYTES:
+        raise ProtocolViolation(ViolationKind.SIZE, f"a header of {len(frame)} bytes")
+    try:
+        fields = msgpack.unpackb(
+            frame, max_array_len=MAX_LISTED, max_map_len=MAX_KEYS, max_ext_len=0, strict_map_key=True
+        )
+    except Exception as error:  # msgpack raises a dozen kinds, undocumented ones among them
+        raise ProtocolViolation(
+            ViolationKind.HEADER, f"not msgpack within limits: {type(error).__name__}"
+        ) from None
+    if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
+        raise ProtocolViolation(ViolationKind.HEADER, "not a map with strings as keys")
+    return fields
+
+
+def _body_of(command: _Command, rest: Sequence[Body]) -> Body | None:
+    if command.max_body_bytes is None:
+        if rest:
+            raise ProtocolViolation(ViolationKind.FRAMING, f"{command.message.__name__} with a body")
+        return None
+    if not rest:
+        raise ProtocolViolation(ViolationKind.FRAMING, f"{command.message.__name__} without a body")
+    if len(rest[0]) > command.max_body_bytes:
+        raise ProtocolViolation(
+            ViolationKind.SIZE, f"{command.message.__name__} with {len(rest[0])} bytes of body"
+        )
+    return rest[0]
+
+
+def _check_body(message: Message) -> None:
+    match message:
+        case messages.Submit(body=body) | messages.Start(body=body):
+            try:
+                str(body, "utf-8")
+            except UnicodeDecodeError:
+                raise ProtocolViolation(ViolationKind.BODY, "a prompt that is not UTF-8") from None
+        case messages.Outcome(image=image, failure=failure, body=body):
+            if (image is None) == (failure is None):
+                raise ProtocolViolation(ViolationKind.HEADER, "an Outcome needs either an image or a failure")
+            if (image is None) != (len(body) == 0):
+                raise ProtocolViolation(ViolationKind.BODY, "an image has a body, a failure has none")
+        case _:
+            pass

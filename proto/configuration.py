@@ -1,0 +1,146 @@
+"""How every component reads its settings: the environment, then the command line, which wins.
+
+A component declares a subclass of `ComponentSettings`; each field has a description with its unit.
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
+
+from proto.timing import Timing
+
+EXIT_BAD_CONFIGURATION: Final = 78
+"""EX_CONFIG of sysexits.h: starting again cannot help until a setting changes."""
+EXIT_CANNOT_START: Final = 69
+"""EX_UNAVAILABLE: what the component needs is not to be had, a port for example."""
+
+IPC_PATH_MAX_BYTES: Final = 107
+"""`sun_path` of a unix socket holds 108 bytes with its terminator."""
+
+_TCP_LOOPBACK = re.compile(r"tcp://(?:127\.0\.0\.1|\[::1\]|localhost):(?P<port>\d{1,5})")
+
+
+def _loopback_endpoint(value: str) -> str:
+    allowed = "tcp://127.0.0.1:PORT, tcp://[::1]:PORT, tcp://localhost:PORT or ipc:///PATH"
+    if value.startswith("ipc://"):
+        path = value.removeprefix("ipc://")
+        if not path.startswith("/"):
+            raise ValueError("an ipc endpoint needs an absolute path: ipc:///PATH")
+        if len(path.encode()) > IPC_PATH_MAX_BYTES:
+            raise ValueError(f"an ipc path may have at most {IPC_PATH_MAX_BYTES} bytes")
+        return value
+    match = _TCP_LOOPBACK.fullmatch(value)
+    if match is None:
+        raise ValueError(f"must stay on this host, as its traffic is not encrypted: {allowed}")
+    if not 1 <= int(match["port"]) <= 65535:
+        raise ValueError("the port must be between 1 and 65535")
+    return value
+
+
+LoopbackEndpoint = Annotated[str, AfterValidator(_loopback_endpoint)]
+"""A ZeroMQ endpoint on this host."""
+
+
+LogFormat = Literal["auto", "console", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class ComponentSettings(BaseSettings):
+    """What all components have in common."""
+
+    model_config = SettingsConfigDict(
+        extra="ignore",
+        frozen=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_exit_on_error=False,
+    )
+
+    log_level: LogLevel = Field("info", description="lowest level that is logged")
+    log_format: LogFormat = Field(
+        "auto", description="console for people, json for machines; auto: console on a terminal"
+    )
+    log_prompts: bool = Field(False, description="write prompts into the log")
+    time_scale: float = Field(
+        1.0,
+        gt=0,
+        le=10,
+        allow_inf_nan=False,
+        description="factor on all of the protocol's time limits; for tests, and the same everywhere",
+    )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        for name, field in cls.model_fields.items():
+            field.description = f"{field.description or ''} [{environment_name(cls, name)}]"
+        cls.model_rebuild(force=True)
+
+    @property
+    def timing(self) -> Timing:
+        return Timing().scaled(self.time_scale)
+
+
+S = TypeVar("S", bound=ComponentSettings)
+
+
+def load_settings(cls: type[S], argv: Sequence[str] | None, program: str) -> S:
+    """The settings from the environment and `argv` (the process's own arguments if None).
+
+    Ends the process with status 78 and one line for each bad value; with 0 after `--help`.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        source: CliSettingsSource[Any] = CliSettingsSource(
+            cls, cli_parse_args=arguments, cli_prog_name=program, root_parser=None
+        )
+        return cls(_cli_settings_source=source)
+    except ValidationError as error:
+        lines = [_explain(cls, dict(problem)) for problem in error.errors(include_url=False)]
+    except SettingsError as error:
+        lines = [str(error)]
+    for line in lines:
+        print(f"{program}: {line}", file=sys.stderr)
+    print(f"{program}: see {program} --help", file=sys.stderr)
+    raise SystemExit(EXIT_BAD_CONFIGURATION)
+
+
+def _explain(cls: type[ComponentSettings], problem: dict[str, Any]) -> str:
+    """One line: the setting's names, its value, and what is allowed."""
+    location = str(problem["loc"][0]) if problem["loc"] else ""
+    name, field = _field_at(cls, location)
+    reason = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if field is None:
+        return reason
+    title = f"--{name.replace('_', '-')} ({environment_name(cls, name)})"
+    if problem["type"] == "missing":
+        return f"{title}: missing; expected: {str(field.description).rsplit(' [', 1)[0]}"
+    value = "(hidden)" if _is_secret(field) else repr(problem.get("input"))
+    return f"{title}: {value}: {reason}"
+
+
+def _field_at(cls: type[ComponentSettings], location: str) -> tuple[str, FieldInfo | None]:
+    for name, field in cls.model_fields.items():
+        if location.lower() in {name, environment_name(cls, name).lower()}:
+            return name, field
+    return location, None
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    return "SecretStr" in str(field.annotation) or field.annotation is SecretStr
+
+
+def environment_name(cls: type[ComponentSettings], name: str) -> str:
+    """The variable that sets this field."""
+    alias = cls.model_fields[name].validation_alias
+    if isinstance(alias, str):
+        return alias.upper()
+    prefix = cls.model_config.get("env_prefix", "")
+    return f"{prefix}{name}".upper()

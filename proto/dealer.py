@@ -1,0 +1,56 @@
+"""A peer's connection to the broker: one DEALER socket, replaced by a fresh one on demand."""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+import zmq
+
+from proto.codec import ProtocolViolation, decode, encode
+from proto.messages import Body, Message
+from proto.sockets import LoopSocket, SendResult
+from proto.violations import ViolationLog
+
+log = structlog.get_logger()
+
+
+class BrokerLink:
+    """Messages out and in. What cannot be sent now is dropped and counted: reports repair it."""
+
+    def __init__(self, endpoint: str, max_message_bytes: int, on_message: Callable[[Message], None]) -> None:
+        self._endpoint = endpoint
+        self._max_message_bytes = max_message_bytes
+        self._on_message = on_message
+        self._violations = ViolationLog("broker")
+        self._socket = self._connected()
+        self.dropped = 0
+        """Messages that the connection did not take."""
+
+    def send(self, message: Message) -> bool:
+        """Whether the connection took it; that it arrives is another thing."""
+        if self._socket.send(encode(message)) is SendResult.SENT:
+            return True
+        self.dropped += 1
+        log.debug("message not sent", kind=type(message).__name__, dropped=self.dropped)
+        return False
+
+    def reconnect(self) -> None:
+        """Forget the connection and all that is queued in it; a fresh one is made in the background."""
+        self._socket.close()
+        self._socket = self._connected()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _connected(self) -> LoopSocket:
+        socket = LoopSocket(zmq.DEALER, self._max_message_bytes, self._on_frames)
+        socket.connect(self._endpoint)
+        return socket
+
+    def _on_frames(self, frames: list[Body]) -> None:
+        try:
+            message = decode(frames)
+        except ProtocolViolation as violation:
+            self._violations.add(b"", violation, asyncio.get_running_loop().time())
+            return
+        self._on_message(message)

@@ -1,0 +1,64 @@
+"""Why there is no image: the codes that cross the wire.
+
+A refusal comes before a job was accepted, a failure ends an accepted one. The frontend alone
+translates both into gRPC statuses (`frontend/errors.py`).
+"""
+
+from enum import StrEnum
+
+
+class RefusalReason(StrEnum):
+    """Why a job was not taken, or a peer not listened to."""
+
+    # From the broker to a frontend, or inside the frontend; public as `ErrorInfo.reason`.
+    CLIENT_BUSY = "CLIENT_BUSY"
+    ALL_WORKERS_BUSY = "ALL_WORKERS_BUSY"
+    DEADLINE_TOO_SHORT = "DEADLINE_TOO_SHORT"
+    WORKERS_NOT_READY = "WORKERS_NOT_READY"
+    NO_WORKERS = "NO_WORKERS"
+    BROKER_UNREACHABLE = "BROKER_UNREACHABLE"
+    BROKER_DRAINING = "BROKER_DRAINING"
+    FRONTEND_FULL = "FRONTEND_FULL"
+    FRONTEND_DRAINING = "FRONTEND_DRAINING"
+    # From a worker to the broker: why a START was not begun.
+    WORKER_BUSY = "WORKER_BUSY"
+    WORKER_NOT_READY = "WORKER_NOT_READY"
+    WORKER_DRAINING = "WORKER_DRAINING"
+    STALE_START = "STALE_START"
+    # From the broker to a peer as a whole.
+    VERSION_MISMATCH = "VERSION_MISMATCH"
+    SUPERSEDED = "SUPERSEDED"
+
+
+class FailureCode(StrEnum):
+    """Why an accepted job ended without an image."""
+
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    """The device had too little memory for this job."""
+    ENGINE_CRASHED = "ENGINE_CRASHED"
+    """The engine process died; its parent lives and says so."""
+    ENGINE_HUNG = "ENGINE_HUNG"
+    """The engine process made no progress within its phase's limit and was killed."""
+    ENGINE_ERROR = "ENGINE_ERROR"
+    """The engine raised an error, and goes on."""
+    NON_FINITE_IMAGE = "NON_FINITE_IMAGE"
+    """The model produced NaN or infinity: a failure, never a black image."""
+    CANCELLED = "CANCELLED"
+    """Stopped on request."""
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    """Stopped because its time was over."""
+    IMAGE_TOO_LARGE = "IMAGE_TOO_LARGE"
+    """The PNG exceeds what one frame may hold."""
+    WORKER_LOST = "WORKER_LOST"
+    """No worker finished it within the allowed attempts, or none came back in time for another."""
+
+
+RETRYABLE_FAILURES = frozenset(
+    {
+        FailureCode.OUT_OF_MEMORY,
+        FailureCode.ENGINE_CRASHED,
+        FailureCode.ENGINE_HUNG,
+        FailureCode.WORKER_LOST,
+    }
+)
+"""Failures of the place, not of the job: another attempt may succeed."""

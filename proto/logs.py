@@ -1,0 +1,59 @@
+"""The log format of all components: one event a line, readable on a terminal and JSON elsewhere.
+
+An event is a short lower-case phrase with its facts as fields. `job_id` is on every line that concerns a
+job. Keys never appear, only their fingerprints; prompts only if `log_prompts` is set.
+"""
+
+import logging
+import sys
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from proto.configuration import LogFormat, LogLevel
+
+
+def short_id(identifier: bytes | None) -> str:
+    """An identifier as people and log searches see it: hexadecimal, or `-` for none."""
+    return "-" if identifier is None else bytes(identifier).hex()
+
+
+def configure_logging(component: str, level: LogLevel, log_format: LogFormat) -> None:
+    """Send this process's structlog events and the standard library's records to stderr."""
+    readable = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+
+    def add_component(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        return {"component": component, **event}
+
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if readable else "iso", utc=not readable),
+        add_component,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    renderers: list[Processor] = (
+        [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
+        if readable
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    )
+    output = logging.StreamHandler(sys.stderr)
+    output.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [output]
+    root.setLevel(max(threshold, logging.INFO))

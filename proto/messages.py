@@ -1,0 +1,367 @@
+"""The messages between frontend, broker and worker. PROTOCOL.md says who sends what, when and why.
+
+Each is a frozen dataclass; the field types carry the limits that the codec enforces on everything that
+arrives. Prompts and images travel as `body`, in a frame of their own beside the header.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Final
+
+from pydantic import Field, GetPydanticSchema
+from pydantic_core import core_schema
+
+from proto.failures import FailureCode, RefusalReason
+
+ID_SIZE_BYTES: Final = 16
+MAX_PROMPT_BYTES: Final = 8 * 1024
+MAX_IMAGE_BYTES: Final = 16 * 1024 * 1024
+MAX_LISTED: Final = 4096
+"""Entries in any list of a message; what exceeds it is reported with a later heartbeat."""
+
+Id = Annotated[bytes, Field(strict=True, min_length=ID_SIZE_BYTES, max_length=ID_SIZE_BYTES)]
+"""128 random bits: a job, an execution, an incarnation, an epoch. Compared for equality only."""
+Name = Annotated[str, Field(strict=True, min_length=1, max_length=128)]
+Text = Annotated[str, Field(strict=True, max_length=1024)]
+Flag = Annotated[bool, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Sequence = Count
+Milliseconds = Annotated[int, Field(strict=True, ge=0, le=2**31)]
+Percent = Annotated[int, Field(strict=True, ge=0, le=100)]
+Reading = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
+Ids = Annotated[tuple[Id, ...], Field(max_length=MAX_LISTED)]
+Body = Annotated[bytes | memoryview, GetPydanticSchema(lambda _source, _generate: core_schema.any_schema())]
+"""Checked by the codec, which made it of a frame."""
+
+
+class Header:
+    """Marks the messages that consist of a header alone."""
+
+    __slots__ = ()
+
+
+# --- What travels with a job -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageParameters:
+    """What image is asked for, beside the prompt. Ranges are the contract's; the frontend validated them."""
+
+    height: Annotated[int, Field(strict=True, ge=1, le=8192)]
+    width: Annotated[int, Field(strict=True, ge=1, le=8192)]
+    steps: Annotated[int, Field(strict=True, ge=1, le=1000)]
+    guidance: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+    seed: Seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobClaim:
+    """Whose job it is and what is left of it: enough to rebuild the broker's knowledge from any side."""
+
+    job_id: Id
+    key_fingerprint: Name
+    """Which API key it counts for; never the key."""
+    parameters_digest: Id
+    """Digest of prompt and parameters: two jobs of one idempotency key must agree on it."""
+    idempotency_hash: Id | None = None
+    detach: Flag = False
+    """Goes on when its last waiter has left."""
+    remaining_ms: Milliseconds
+    """Time left until its deadline, on the sender's clock at sending. No wall clock crosses a wire."""
+    attempts: Annotated[int, Field(strict=True, ge=0, le=1000)] = 0
+    """Executions begun so far. A counter, merged by maximum; never a fence."""
+    crashes: Annotated[int, Field(strict=True, ge=0, le=1000)] = 0
+    """Engine processes that died on it. Likewise."""
+
+
+# --- Worker and broker -------------------------------------------------------------------------
+
+
+class WorkerPhase(StrEnum):
+    """What a worker can take. Whether it runs something is told by `WorkerReport.running`."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+    """The engine cannot be brought up; the next try is some time away."""
+
+
+class JobPhase(StrEnum):
+    """Where in the engine an execution is; the watchdog has a limit for each."""
+
+    TEXT = "text"
+    STEP = "step"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningExecution:
+    execution_id: Id
+    claim: JobClaim
+    phase: JobPhase
+    step: Count
+    """Denoising steps finished."""
+    steps: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutcome:
+    """An outcome that the worker keeps until it is released."""
+
+    execution_id: Id
+    claim: JobClaim
+    failure: FailureCode | None
+    """None for an image."""
+    size_bytes: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuReading:
+    uuid: Name
+    name: Text
+    memory_used_mb: Reading
+    memory_total_mb: Reading
+    utilization_percent: Reading
+    temperature_celsius: Reading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readings:
+    """Of the worker's host and its GPUs. Megabytes are MiB."""
+
+    cpu_percent: Reading
+    ram_used_mb: Reading
+    ram_total_mb: Reading
+    gpus: Annotated[tuple[GpuReading, ...], Field(max_length=64)] = ()
+    age_ms: Milliseconds = 0
+    """How old they were when they were sent; drivers can block."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What a worker draws with."""
+
+    engine: Name
+    name: Text
+    precision: Text
+    device: Text
+    warning: Text = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReport(Header):
+    """Worker to broker: its whole state. The first one registers it."""
+
+    worker_id: Name
+    incarnation: Id
+    seq: Sequence
+    host: Name
+    phase: WorkerPhase
+    activity: Text = ""
+    """What it does while it is not ready: a loading phase, a reason."""
+    percent: Percent = 0
+    model: ModelCard | None = None
+    running: RunningExecution | None = None
+    held: Annotated[tuple[HeldOutcome, ...], Field(max_length=MAX_LISTED)] = ()
+    readings: Readings | None = None
+    engine_restarts: Count = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerView(Header):
+    """Broker to worker: the answer to a report, and at once when the broker wants something new."""
+
+    broker_id: Name
+    epoch: Id
+    echo: Sequence
+    """The latest `seq` heard of this worker."""
+    heartbeat_interval_ms: Milliseconds
+    cancel: Ids = ()
+    release: Ids = ()
+    resend: Ids = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Broker to worker: run this. Sending it again changes nothing."""
+
+    epoch: Id
+    incarnation: Id
+    """The life of the worker that it is meant for."""
+    execution_id: Id
+    claim: JobClaim
+    parameters: ImageParameters
+    body: Body
+    """The prompt, UTF-8."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageMade:
+    inference_time_s: Reading
+    seed: Seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFailed:
+    code: FailureCode
+    detail: Text = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Worker to broker, passed on to the frontend as it is: how an execution ended."""
+
+    worker_id: Name
+    incarnation: Id
+    seq: Sequence
+    execution_id: Id
+    job_id: Id
+    attempts: Count
+    crashes: Count
+    image: ImageMade | None = None
+    """Exactly one of `image` and `failure` is there; the codec sees to it."""
+    failure: JobFailed | None = None
+    body: Body = b""
+    """The PNG; empty for a failure."""
+
+
+# --- Frontend and broker -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenJob:
+    job_id: Id
+    execution_id: Id | None = None
+    """The execution that the frontend last heard of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontendReport(Header):
+    """Frontend to broker: all jobs that it waits for. What is missing here has been given up."""
+
+    frontend_id: Name
+    incarnation: Id
+    seq: Sequence
+    jobs: Annotated[tuple[OpenJob, ...], Field(max_length=MAX_LISTED)] = ()
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    ENDED = "ended"
+    """Its outcome is on the way."""
+    UNKNOWN = "unknown"
+    """The broker has no such job: submit it again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStatus:
+    job_id: Id
+    state: JobState
+    execution_id: Id | None = None
+    attempts: Count = 0
+    crashes: Count = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontendView(Header):
+    """Broker to frontend: the answer to a report or an accepted SUBMIT, and at once on a change."""
+
+    broker_id: Name
+    epoch: Id
+    echo: Sequence
+    heartbeat_interval_ms: Milliseconds
+    ready_workers: Count
+    """Workers that have a loaded model, idle or busy."""
+    draining: Flag = False
+    jobs: Annotated[tuple[JobStatus, ...], Field(max_length=MAX_LISTED)] = ()
+    """Those that changed, or all that a report listed. A job missing here means nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submit:
+    """Frontend to broker: run this job, or go on with it."""
+
+    frontend_id: Name
+    incarnation: Id
+    seq: Sequence
+    claim: JobClaim
+    parameters: ImageParameters
+    accepted: Flag = False
+    """It had been accepted before: the admission table no longer applies."""
+    execution_id: Id | None = None
+    """The execution that the frontend last heard of."""
+    key_job_limit: Annotated[int, Field(strict=True, ge=1, le=1000)] = 1
+    """Active jobs that its API key may have."""
+    body: Body
+    """The prompt, UTF-8."""
+
+
+# --- Both --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse(Header):
+    """Broker to frontend: this job was not accepted. Worker to broker: this START was not begun.
+
+    Broker to any peer, without ids: the peer itself is not served.
+    """
+
+    reason: RefusalReason
+    detail: Text = ""
+    job_id: Id | None = None
+    execution_id: Id | None = None
+    retry_after_ms: Milliseconds | None = None
+    """None where waiting cannot help."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leave(Header):
+    """A frontend or worker ends its life on purpose; nothing of it needs to be waited for."""
+
+    incarnation: Id
+    seq: Sequence
+    reason: Text = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRequest(Header):
+    """Frontend to broker: what is going on?"""
+
+    seq: Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRow:
+    """A worker as the broker knows it."""
+
+    report: WorkerReport
+    """The last one; its `held` is left out."""
+    state: Name
+    """A `WorkerPhase`, or `busy`, or `lost`."""
+    report_age_ms: Milliseconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot(Header):
+    """Broker to frontend: the answer. Counters start with the broker."""
+
+    broker_id: Name
+    epoch: Id
+    echo: Sequence
+    in_flight: Count
+    queued: Count
+    completed: Count
+    failed: Count
+    cancelled: Count
+    rejected: dict[RefusalReason, Count]
+    workers: Annotated[tuple[WorkerRow, ...], Field(max_length=MAX_LISTED)] = ()
+
+
+ToBrokerFromWorker = WorkerReport | Outcome | Refuse | Leave
+ToBrokerFromFrontend = FrontendReport | Submit | SnapshotRequest | Leave
+ToWorker = WorkerView | Start | Refuse
+ToFrontend = FrontendView | Outcome | Refuse | Snapshot
+Message = ToBrokerFromWorker | ToBrokerFromFrontend | ToWorker | ToFrontend

@@ -1,0 +1,100 @@
+"""Every reason has a status, and a program can read it."""
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from frontend import errors
+from frontend.actions import JobGivenUp, JobRefused
+from frontend.validation import FieldViolation
+from proto.failures import FailureCode, RefusalReason
+
+REFUSAL_CODES = {
+    RefusalReason.CLIENT_BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    RefusalReason.ALL_WORKERS_BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    RefusalReason.DEADLINE_TOO_SHORT: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    RefusalReason.FRONTEND_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    RefusalReason.WORKERS_NOT_READY: grpc.StatusCode.UNAVAILABLE,
+    RefusalReason.NO_WORKERS: grpc.StatusCode.UNAVAILABLE,
+    RefusalReason.BROKER_UNREACHABLE: grpc.StatusCode.UNAVAILABLE,
+    RefusalReason.BROKER_DRAINING: grpc.StatusCode.UNAVAILABLE,
+    RefusalReason.FRONTEND_DRAINING: grpc.StatusCode.UNAVAILABLE,
+}
+FAILURE_CODES = {
+    FailureCode.OUT_OF_MEMORY: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    FailureCode.ENGINE_CRASHED: grpc.StatusCode.UNAVAILABLE,
+    FailureCode.ENGINE_HUNG: grpc.StatusCode.UNAVAILABLE,
+    FailureCode.WORKER_LOST: grpc.StatusCode.UNAVAILABLE,
+    FailureCode.ENGINE_ERROR: grpc.StatusCode.INTERNAL,
+    FailureCode.NON_FINITE_IMAGE: grpc.StatusCode.INTERNAL,
+    FailureCode.IMAGE_TOO_LARGE: grpc.StatusCode.INTERNAL,
+    FailureCode.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
+    FailureCode.CANCELLED: grpc.StatusCode.CANCELLED,
+}
+
+
+def unpacked(status, kind):
+    found = [kind.FromString(detail.value) for detail in status.details if detail.Is(kind.DESCRIPTOR)]
+    return found[0] if found else None
+
+
+@pytest.mark.parametrize("reason", list(RefusalReason))
+def test_every_refusal_has_a_status_and_its_reason(reason):
+    status = errors.refused(JobRefused(reason=reason, detail="", retry_after_s=None))
+    assert status.code != grpc.StatusCode.OK.value[0]
+    assert status.message
+    info = unpacked(status, error_details_pb2.ErrorInfo)
+    assert (info.reason, info.domain) == (reason.value, "imagegen")
+    assert unpacked(status, error_details_pb2.RetryInfo) is None
+    assert rpc_status.to_status(status).code in (REFUSAL_CODES.get(reason), *_OURS_ONLY.get(reason, ()))
+
+
+_OURS_ONLY = {
+    reason: (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE)
+    for reason in RefusalReason
+    if reason not in REFUSAL_CODES
+}
+
+
+@pytest.mark.parametrize("code", list(FailureCode))
+def test_every_failure_has_a_status_its_reason_and_the_number_of_attempts(code):
+    status = errors.given_up(JobGivenUp(code=code, detail="CUDA said: /srv/secret/path", attempts=3))
+    assert rpc_status.to_status(status).code is FAILURE_CODES[code]
+    info = unpacked(status, error_details_pb2.ErrorInfo)
+    assert (info.reason, dict(info.metadata)) == (code.value, {"attempts": "3"})
+    assert "3 attempts" in status.message
+    assert "CUDA" not in status.message
+
+
+def test_one_attempt_is_not_called_attempts():
+    status = errors.given_up(JobGivenUp(code=FailureCode.ENGINE_ERROR, detail="", attempts=1))
+    assert status.message.endswith("(1 attempt)")
+
+
+@pytest.mark.parametrize("retry_after_s", [0.0, 0.25, 12.5, 600.0])
+def test_a_retry_delay_is_told_to_programs_and_people(retry_after_s):
+    refusal = JobRefused(reason=RefusalReason.ALL_WORKERS_BUSY, detail="", retry_after_s=retry_after_s)
+    status = errors.refused(refusal)
+    delay = unpacked(status, error_details_pb2.RetryInfo).retry_delay
+    assert delay.seconds + delay.nanos / 1e9 == retry_after_s
+    assert f"try again in {retry_after_s:.1f} s" in status.message
+
+
+def test_the_brokers_detail_is_part_of_the_message():
+    refusal = JobRefused(reason=RefusalReason.WORKERS_NOT_READY, detail="2 loading", retry_after_s=None)
+    assert "(2 loading)" in errors.refused(refusal).message
+
+
+def test_all_violations_are_in_the_message_and_in_the_details():
+    status = errors.invalid_request(
+        [
+            FieldViolation(field="height", value="0", allowed="1 to 1024"),
+            FieldViolation(field="width", value="9999", allowed="1 to 1024"),
+        ]
+    )
+    assert rpc_status.to_status(status).code is grpc.StatusCode.INVALID_ARGUMENT
+    fields = unpacked(status, error_details_pb2.BadRequest).field_violations
+    assert [violation.field for violation in fields] == ["height", "width"]
+    assert all(violation.description in status.message for violation in fields)
+    assert errors.reason_of(status) == "INVALID_REQUEST"

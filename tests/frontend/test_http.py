@@ -1,0 +1,143 @@
+"""The pages for people, probes and scrapers; and what a request that is none of that gets."""
+
+import asyncio
+import json
+
+import pytest
+
+from frontend import http
+from frontend.cluster import ServicePicture
+
+
+async def raw(port, request_bytes):
+    """Status, headers and body of the answer to anything that a socket can carry."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request_bytes)
+    await writer.drain()
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
+    body = await asyncio.wait_for(reader.readexactly(int(headers["content-length"])), 10)
+    writer.close()
+    await writer.wait_closed()
+    return int(head[0].split()[1]), headers, body
+
+
+async def test_metrics_need_no_key_and_are_json(frontend):
+    status, document = await frontend.get("/metrics")
+    assert status == 200
+    assert document["grpc_alive"] is True
+    assert document["worker_alive"] is False
+    assert document["workers"] == []
+    assert document["age_s"] is None
+    assert document["ram_used_mb"] > 0
+
+
+async def test_metrics_are_there_without_a_broker(frontend):
+    frontend.cluster.broker_alive = False
+    frontend.cluster.picture = ServicePicture(snapshot=None, age_s=0.0, broker_alive=False)
+    status, document = await frontend.get("/metrics")
+    assert (status, document["broker_alive"]) == (200, False)
+
+
+async def test_a_slow_scrape_blocks_nobody_and_ends(frontend, monkeypatch):
+    monkeypatch.setattr(http, "ANSWER_LIMIT_S", 0.5)
+    asked = asyncio.Event()
+
+    async def never():
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(frontend.cluster, "service_picture", never)
+    scrape = asyncio.create_task(frontend.get("/metrics"))
+    await asked.wait()
+    assert (await frontend.get("/healthz"))[0] == 200
+    status, document = await scrape
+    assert (status, document) == (504, {"error": "no answer within 0.5 s"})
+
+
+async def test_a_bug_is_a_500_in_json(frontend, monkeypatch):
+    async def broken():
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(frontend.cluster, "service_picture", broken)
+    assert await frontend.get("/metrics") == (500, {"error": "the frontend failed to handle this request"})
+    assert (await frontend.get("/healthz"))[0] == 200
+
+
+async def test_readyz_follows_the_workers_and_the_broker(frontend):
+    assert await frontend.get("/readyz") == (503, {"error": "no worker is ready"})
+    frontend.cluster.ready_workers = 1
+    assert await frontend.get("/readyz") == (200, {"status": "ok"})
+    frontend.cluster.broker_alive = False
+    assert await frontend.get("/readyz") == (503, {"error": "no broker answers"})
+    assert await frontend.get("/healthz") == (200, {"status": "ok"})
+
+
+@pytest.mark.parametrize("path", ["/", "/metric", "/metrics/", "/metrics/../secret", "//metrics", "/%00"])
+async def test_an_unknown_path_is_a_404_that_names_the_known_ones(frontend, path):
+    status, headers, body = await raw(frontend.http_port, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert (status, headers["content-type"]) == (404, "application/json; charset=utf-8")
+    assert json.loads(body) == {"error": "no such page; there are /metrics, /healthz, /readyz"}
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+async def test_a_wrong_method_is_a_405_that_names_the_right_ones(frontend, method):
+    async with frontend.http.request(method, f"http://127.0.0.1:{frontend.http_port}/metrics") as answer:
+        assert answer.status == 405
+        assert answer.headers["Allow"] == "GET, HEAD"
+        assert await answer.json() == {"error": "/metrics answers only GET, HEAD"}
+
+
+async def test_head_is_answered_without_a_body(frontend):
+    async with frontend.http.head(f"http://127.0.0.1:{frontend.http_port}/metrics") as answer:
+        assert (answer.status, await answer.read()) == (200, b"")
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Huge: " + b"x" * 100_000 + b"\r\n\r\n",
+        b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+)
+async def test_a_huge_header_is_a_431(frontend, request_bytes):
+    status, headers, body = await raw(frontend.http_port, request_bytes)
+    assert (status, headers["content-type"]) == (431, "application/json; charset=utf-8")
+    assert json.loads(body) == {"error": "the request line or a header is longer than 8190 bytes"}
+    assert (await frontend.get("/healthz"))[0] == 200
+
+
+async def test_many_headers_are_a_client_error(frontend):
+    lines = b"".join(b"X-%d: 1\r\n" % number for number in range(5000))
+    status, _headers, body = await raw(
+        frontend.http_port, b"GET /metrics HTTP/1.1\r\nHost: x\r\n" + lines + b"\r\n"
+    )
+    assert 400 <= status < 500
+    assert json.loads(body)["error"]
+
+
+@pytest.mark.parametrize("request_bytes", [b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"what?\r\n\r\n"])
+async def test_what_is_no_http_gets_a_400_in_json(frontend, request_bytes):
+    status, _headers, body = await raw(frontend.http_port, request_bytes)
+    assert (status, json.loads(body)) == (400, {"error": "this is not a valid HTTP request"})
+
+
+async def test_connections_are_bounded_and_come_back(frontend, monkeypatch):
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 2)
+    port = frontend.http_port
+    held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+    for reader, writer in held:
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    assert await asyncio.wait_for(reader.read(), 10) == b""
+    for _, each in [*held, (reader, writer)]:
+        each.close()
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                status, _headers, _body = await raw(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            except (ConnectionError, asyncio.IncompleteReadError):
+                continue
+            break
+    assert status == 200

@@ -1,0 +1,128 @@
+"""The frontend's life: health, a taken port, and a drain that loses nothing it has begun."""
+
+import asyncio
+import socket
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+
+import image_gen_pb2
+from frontend.ports import CannotListen, require_free_port
+from frontend.probes import GrpcProbe, authority, own_target
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def health_call(frontend, method):
+    make = frontend.channel.unary_stream if method == "Watch" else frontend.channel.unary_unary
+    return make(
+        f"/grpc.health.v1.Health/{method}",
+        request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+        response_deserializer=health_pb2.HealthCheckResponse.FromString,
+    )
+
+
+@pytest.fixture
+def taken_port():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        yield taken.getsockname()[1]
+
+
+async def test_the_service_is_healthy_with_a_ready_worker_only(frontend, limit_s):
+    watch = health_call(frontend, "Watch")(
+        health_pb2.HealthCheckRequest(service="imagegen.ImageGen"), timeout=limit_s
+    )
+    seen = [(await watch.read()).status]
+    for count in (1, 0, 2):
+        frontend.cluster.set_ready_workers(count)
+        seen.append((await watch.read()).status)
+    assert seen == [NOT_SERVING, SERVING, NOT_SERVING, SERVING]
+    check = health_call(frontend, "Check")
+    assert (await check(health_pb2.HealthCheckRequest(service=""))).status == SERVING
+    watch.cancel()
+
+
+async def test_health_of_an_unknown_service_is_not_found(frontend):
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await health_call(frontend, "Check")(health_pb2.HealthCheckRequest(service="nonsense"))
+    assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_drain_finishes_open_calls_and_tells_everyone(start_frontend, limit_s):
+    async with start_frontend() as frontend:
+        frontend.cluster.set_ready_workers(1)
+        frontend.cluster.may_end.clear()
+        call = frontend.generate()
+        await frontend.cluster.draw_begun.wait()
+        watch = health_call(frontend, "Watch")(health_pb2.HealthCheckRequest(service=""), timeout=limit_s)
+        assert (await watch.read()).status == SERVING
+
+        async def observe():
+            assert (await watch.read()).status == NOT_SERVING
+            assert "drained" in frontend.cluster.life
+            assert "closed" not in frontend.cluster.life
+            assert (await frontend.get("/readyz"))[0] == 503
+            assert (await frontend.get("/healthz"))[0] == 503
+            frontend.cluster.may_end.set()
+            return await call
+
+        observer = asyncio.create_task(observe())
+        # Leaving the inner context is the drain.
+    assert observer.result().image_png
+    assert frontend.cluster.life == ["started", "drained", "closed"]
+
+
+async def test_a_drain_ends_calls_that_take_too_long(start_frontend, limit_s):
+    async with start_frontend(drain_s=0.2) as frontend:
+        frontend.cluster.may_end.clear()
+        call = frontend.generate()
+        await frontend.cluster.draw_begun.wait()
+        code = asyncio.create_task(call.code())
+    assert frontend.cluster.draw_cancelled.is_set()
+    assert await asyncio.wait_for(code, limit_s) in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+
+
+async def test_a_taken_grpc_port_is_named(start_frontend, taken_port):
+    with pytest.raises(CannotListen, match=f"gRPC on 127.0.0.1 port {taken_port}: the port is taken"):
+        async with start_frontend(grpc_port=taken_port):
+            pass
+
+
+async def test_a_taken_http_port_is_named(start_frontend, taken_port):
+    with pytest.raises(CannotListen, match=f"HTTP on 127.0.0.1 port {taken_port}: the port is taken"):
+        async with start_frontend(http_port=taken_port):
+            pass
+
+
+async def test_a_second_frontend_on_the_same_port_does_not_share_it(frontend, start_frontend):
+    with pytest.raises(CannotListen, match="the port is taken"):
+        async with start_frontend(grpc_port=frontend.grpc_port):
+            pass
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_address_of_another_machine_is_refused(host):
+    with pytest.raises(CannotListen, match=f"cannot listen for gRPC on {host} port 0: "):
+        require_free_port("gRPC", host, 0)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
+async def test_the_frontend_listens_where_it_is_told_and_finds_itself(start_frontend, host):
+    async with start_frontend(grpc_host=host, http_host=host) as frontend:
+        answer = await frontend.stub.Ping(image_gen_pb2.PingRequest(), metadata=frontend.key)
+        assert answer.message == "Pong"
+        assert (await frontend.get("/metrics"))[1]["grpc_alive"] is True
+
+
+async def test_a_port_where_nobody_answers_is_not_alive():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        async with GrpcProbe(own_target("0.0.0.0", silent.getsockname()[1]), limit_s=0.3) as probe:
+            assert await probe.answers() is False
+
+
+def test_ipv6_addresses_get_brackets():
+    assert authority("::1", 5) == "[::1]:5"
+    assert own_target("::", 5) == "[::1]:5"
+    assert own_target("10.0.0.7", 5) == "10.0.0.7:5"

@@ -1,0 +1,170 @@
+"""Generate, from a real gRPC client to a scripted cluster and back."""
+
+import asyncio
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from hypothesis import given
+from hypothesis import strategies as st
+
+import image_gen_pb2
+from frontend.actions import ImageDelivered, JobGivenUp, JobRefused
+from frontend.auth import fingerprint
+from frontend.service import SERVICE_NAME, encode_answer
+from frontend.validation import ValidJob
+from proto.failures import FailureCode, RefusalReason
+
+
+async def failure(call):
+    """The status a call ends with, as a client reads it from the trailers."""
+    with pytest.raises(grpc.aio.AioRpcError):
+        await call
+    return await rpc_status.aio.from_call(call)
+
+
+def code_of(status):
+    return rpc_status.to_status(status).code
+
+
+async def end_of_call(log_lines):
+    """The line about a call is written when its handler ends, which a client cannot see."""
+    async with asyncio.timeout(10):
+        while (line := await log_lines.get())["event"] != "call ended":
+            assert "private" not in str(line)
+    return line
+
+
+async def test_an_image_comes_back_with_its_time_and_seed(frontend):
+    frontend.cluster.end = ImageDelivered(
+        png=memoryview(b"\x89PNG..."), inference_time_s=2.25, seed=2**64 - 1
+    )
+    answer = await frontend.generate(seed=2**64 - 1)
+    assert (answer.image_png, answer.inference_time, answer.seed) == (b"\x89PNG...", 2.25, 2**64 - 1)
+
+
+async def test_the_cluster_gets_a_valid_job_and_whose_it_is(frontend):
+    await frontend.generate(prompt="ein Fuchs 🦊", seed=3, metadata=(("api-key", "key-of-bob"),))
+    (draw,) = frontend.cluster.draws
+    assert isinstance(draw.job, ValidJob)
+    assert draw.job.prompt == "ein Fuchs 🦊"
+    assert draw.job.parameters.seed == 3
+    assert draw.key_fingerprint == fingerprint("key-of-bob")
+
+
+async def test_without_a_seed_each_call_gets_another(frontend):
+    await frontend.generate()
+    await frontend.generate()
+    first, second = (draw.job for draw in frontend.cluster.draws)
+    assert first.parameters.seed != second.parameters.seed
+    assert first.digest == second.digest
+
+
+@pytest.mark.parametrize(
+    ("timeout", "lowest", "highest"), [(5.0, 3.0, 5.1), (3000.0, 600.0, 600.0), (None, 600.0, 600.0)]
+)
+async def test_the_deadline_is_passed_on_and_bounded(frontend, timeout, lowest, highest):  # noqa: ASYNC109
+    await frontend.generate(timeout=timeout)
+    assert lowest <= frontend.cluster.draws[0].time_remaining_s <= highest
+
+
+async def test_a_bad_request_names_every_bad_field_and_never_reaches_the_cluster(frontend):
+    status = await failure(frontend.generate(height=0, width=1025, guidance_scale=float("nan")))
+    assert code_of(status) is grpc.StatusCode.INVALID_ARGUMENT
+    bad_request = error_details_pb2.BadRequest.FromString(status.details[1].value)
+    named = {violation.field for violation in bad_request.field_violations}
+    assert named == {"height", "width", "guidance_scale"}
+    assert all(f"{field}: " in status.message for field in named)
+    assert not frontend.cluster.draws
+
+
+async def test_a_prompt_far_too_long_still_hears_which_field_it_is(frontend):
+    status = await failure(frontend.generate(prompt="x" * 900_000))
+    assert code_of(status) is grpc.StatusCode.INVALID_ARGUMENT
+    assert "prompt: a text of 900000 bytes is out of range" in status.message
+
+
+async def test_a_refusal_tells_its_reason_and_when_to_come_again(frontend):
+    frontend.cluster.end = JobRefused(reason=RefusalReason.ALL_WORKERS_BUSY, detail="", retry_after_s=4.5)
+    status = await failure(frontend.generate())
+    assert code_of(status) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error_details_pb2.ErrorInfo.FromString(status.details[0].value).reason == "ALL_WORKERS_BUSY"
+    assert error_details_pb2.RetryInfo.FromString(status.details[1].value).retry_delay.seconds == 4
+
+
+async def test_a_job_that_was_given_up_says_how_often_it_was_tried(frontend):
+    frontend.cluster.end = JobGivenUp(code=FailureCode.WORKER_LOST, detail="x", attempts=3)
+    status = await failure(frontend.generate())
+    assert code_of(status) is grpc.StatusCode.UNAVAILABLE
+    assert "3 attempts" in status.message
+
+
+async def test_a_bug_is_an_internal_error_that_tells_nothing_and_the_service_goes_on(frontend):
+    frontend.cluster.end = RuntimeError("secret detail")
+    status = await failure(frontend.generate())
+    assert code_of(status) is grpc.StatusCode.INTERNAL
+    assert "secret" not in str(status)
+    frontend.cluster.end = ImageDelivered(png=b"x", inference_time_s=1.0, seed=1)
+    assert (await frontend.generate()).image_png == b"x"
+
+
+async def test_a_client_that_cancels_cancels_the_job(frontend, log_lines, limit_s):
+    frontend.cluster.may_end.clear()
+    call = frontend.generate()
+    await frontend.cluster.draw_begun.wait()
+    call.cancel()
+    await asyncio.wait_for(frontend.cluster.draw_cancelled.wait(), limit_s)
+    assert (await end_of_call(log_lines))["code"] == "CANCELLED"
+
+
+async def test_a_client_that_goes_away_cancels_the_job(frontend, limit_s):
+    frontend.cluster.may_end.clear()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{frontend.grpc_port}") as channel:
+        generate = channel.unary_unary(f"/{SERVICE_NAME}/Generate")
+        request = image_gen_pb2.GenerateRequest(height=8, width=8, num_inference_steps=1, guidance_scale=1)
+        call = generate(request.SerializeToString(), metadata=frontend.key)
+        await frontend.cluster.draw_begun.wait()
+        await channel.close()
+        assert call.cancelled()
+    await asyncio.wait_for(frontend.cluster.draw_cancelled.wait(), limit_s)
+
+
+async def test_a_call_that_runs_out_of_time_cancels_the_job(frontend, log_lines, limit_s):
+    frontend.cluster.may_end.clear()
+    assert await frontend.generate(timeout=0.3).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await asyncio.wait_for(frontend.cluster.draw_cancelled.wait(), limit_s)
+    assert (await end_of_call(log_lines))["code"] in {"DEADLINE_EXCEEDED", "CANCELLED"}
+
+
+async def test_every_call_leaves_one_line_without_key_and_prompt(frontend, log_lines):
+    frontend.cluster.end = JobRefused(reason=RefusalReason.NO_WORKERS, detail="", retry_after_s=None)
+    await failure(frontend.generate(prompt="a very private wish"))
+    line = await end_of_call(log_lines)
+    assert line["method"] == "Generate"
+    assert line["code"] == "UNAVAILABLE"
+    assert line["reason"] == "NO_WORKERS"
+    assert line["key_fingerprint"] == fingerprint("key-of-alice")
+    assert line["duration_s"] >= 0
+    assert line["job_id"] == "abcdef"
+    assert "private" not in str(line)
+    assert "key-of-alice" not in str(line)
+
+
+def test_all_methods_of_the_contract_are_there():
+    methods = image_gen_pb2.DESCRIPTOR.services_by_name["ImageGen"].methods_by_name
+    assert image_gen_pb2.DESCRIPTOR.services_by_name["ImageGen"].full_name == SERVICE_NAME
+    assert set(methods) == {"Ping", "Generate", "Metrics"}
+
+
+@given(
+    png=st.binary(max_size=300) | st.sampled_from([b"x" * size for size in (127, 128, 16383, 16384, 2**21)]),
+    inference_time_s=st.floats(allow_nan=False),
+    seed=st.integers(0, 2**64 - 1),
+    view=st.booleans(),
+)
+def test_the_answer_is_what_protobuf_would_have_made(png, inference_time_s, seed, view):
+    end = ImageDelivered(png=memoryview(png) if view else png, inference_time_s=inference_time_s, seed=seed)
+    assert image_gen_pb2.GenerateResponse.FromString(encode_answer(end)) == image_gen_pb2.GenerateResponse(
+        image_png=png, inference_time=inference_time_s, seed=seed
+    )

@@ -1,0 +1,79 @@
+"""What the frontend can be told, and what it says to nonsense."""
+
+import pytest
+
+from frontend.settings import FrontendSettings
+from proto.configuration import EXIT_BAD_CONFIGURATION, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _empty_environment(monkeypatch):
+    monkeypatch.setattr("os.environ", {})
+
+
+def load(monkeypatch, *argv, **environment):
+    for name, value in environment.items():
+        monkeypatch.setitem(__import__("os").environ, name, value)
+    return load_settings(FrontendSettings, argv, "frontend")
+
+
+def test_keys_alone_are_enough(monkeypatch):
+    settings = load(monkeypatch, API_KEYS="a, b")
+    assert settings.keys == ("a", "b")
+    assert (settings.grpc_host, settings.grpc_port, settings.http_port) == ("127.0.0.1", 50051, 8000)
+    assert (settings.max_job_s, settings.guidance_min, settings.max_prompt_bytes) == (600.0, 1.0, 8192)
+    assert settings.broker_endpoint == "tcp://127.0.0.1:5560"
+    assert settings.frontend_id
+
+
+def test_the_command_line_wins_over_the_environment(monkeypatch):
+    settings = load(
+        monkeypatch,
+        "--grpc-port",
+        "6000",
+        "--api-keys",
+        "c",
+        API_KEYS="a",
+        FLUX_FRONTEND_GRPC_PORT="7000",
+        FLUX_FRONTEND_HTTP_PORT="7001",
+    )
+    assert (settings.keys, settings.grpc_port, settings.http_port) == (("c",), 6000, 7001)
+
+
+def test_keys_are_not_in_the_settings_text(monkeypatch):
+    assert "hush" not in repr(load(monkeypatch, API_KEYS="hush"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "environment", "complaint"),
+    [
+        ([], {}, "--api-keys (API_KEYS): missing"),
+        ([], {"API_KEYS": ""}, "--api-keys (API_KEYS): (hidden): at least one key is needed"),
+        ([], {"API_KEYS": "hush,"}, "--api-keys (API_KEYS): (hidden): entry 2 is empty"),
+        ([], {"API_KEYS": "hush,hush"}, "entry 2 repeats entry 1"),
+        (["--grpc-port", "70000"], {"API_KEYS": "a"}, "--grpc-port (FLUX_FRONTEND_GRPC_PORT): '70000'"),
+        ([], {"API_KEYS": "a", "FLUX_FRONTEND_HTTP_PORT": "x"}, "--http-port (FLUX_FRONTEND_HTTP_PORT): 'x'"),
+        (["--max-job-s", "0"], {"API_KEYS": "a"}, "--max-job-s (FLUX_FRONTEND_MAX_JOB_S): '0'"),
+        (["--guidance-min", "nan"], {"API_KEYS": "a"}, "--guidance-min (FLUX_FRONTEND_GUIDANCE_MIN): 'nan'"),
+        (["--broker-endpoint", "tcp://10.0.0.1:1"], {"API_KEYS": "a"}, "must stay on this host"),
+        (["--max-prompt-bytes", "8193"], {"API_KEYS": "a"}, "8192"),
+    ],
+)
+def test_nonsense_ends_the_process_with_one_clear_line(monkeypatch, capsys, argv, environment, complaint):
+    with pytest.raises(SystemExit) as ended:
+        load(monkeypatch, *argv, **environment)
+    assert ended.value.code == EXIT_BAD_CONFIGURATION
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert "hush" not in said
+
+
+def test_help_names_every_setting_with_its_variable(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        load(monkeypatch, "--help")
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name in FrontendSettings.model_fields:
+        assert f"--{name.replace('_', '-')}" in text
+    assert "[API_KEYS]" in text
+    assert "[FLUX_FRONTEND_GRPC_PORT]" in text

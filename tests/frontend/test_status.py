@@ -1,0 +1,212 @@
+"""The picture of the service: what is summed, what is left out, and that both formats agree."""
+
+import json
+
+import pytest
+
+import image_gen_pb2
+from frontend.cluster import ServicePicture
+from frontend.status import HostLoad, host_load, metrics_document, metrics_response, service_status
+from proto.failures import RefusalReason
+from proto.messages import (
+    GpuReading,
+    JobClaim,
+    JobPhase,
+    ModelCard,
+    Readings,
+    RunningExecution,
+    Snapshot,
+    WorkerPhase,
+    WorkerReport,
+    WorkerRow,
+)
+
+THIS_HOST = HostLoad(cpu_percent=11.0, ram_used_mb=22.0, gpu_used_mb=0.0)
+JOB_ID = bytes(range(16))
+
+
+def gpu(uuid, used_mb):
+    return GpuReading(
+        uuid=uuid,
+        name="H200",
+        memory_used_mb=used_mb,
+        memory_total_mb=140_000.0,
+        utilization_percent=50.0,
+        temperature_celsius=60.0,
+    )
+
+
+def readings(cpu_percent, ram_used_mb, gpus=(), age_ms=0):
+    return Readings(
+        cpu_percent=cpu_percent, ram_used_mb=ram_used_mb, ram_total_mb=64_000.0, gpus=gpus, age_ms=age_ms
+    )
+
+
+def row(worker_id, host, *, state="ready", taken=None, running=None, report_age_ms=0, **report):
+    return WorkerRow(
+        report=WorkerReport(
+            worker_id=worker_id,
+            incarnation=bytes(16),
+            seq=1,
+            host=host,
+            phase=WorkerPhase.READY,
+            readings=taken,
+            running=running,
+            **report,
+        ),
+        state=state,
+        report_age_ms=report_age_ms,
+    )
+
+
+def picture(*rows, age_s=0.0, broker_alive=True, **counters):
+    numbers = {"in_flight": 1, "queued": 2, "completed": 3, "failed": 4, "cancelled": 5, "rejected": {}}
+    snapshot = Snapshot(broker_id="b", epoch=bytes(16), echo=1, workers=rows, **{**numbers, **counters})
+    return ServicePicture(snapshot=snapshot, age_s=age_s, broker_alive=broker_alive)
+
+
+def running():
+    claim = JobClaim(job_id=JOB_ID, key_fingerprint="f", parameters_digest=bytes(16), remaining_ms=1000)
+    return RunningExecution(execution_id=bytes(16), claim=claim, phase=JobPhase.STEP, step=3, steps=20)
+
+
+def full_picture():
+    model = ModelCard(engine="flux", name="FLUX.1-dev", precision="bf16", device="cuda:0", warning="slow")
+    return picture(
+        row(
+            "w1",
+            "a",
+            state="busy",
+            taken=readings(40.0, 100.0, (gpu("g1", 10.0),)),
+            running=running(),
+            model=model,
+        ),
+        row("w2", "b", state="loading", activity="reading weights", percent=40, engine_restarts=2),
+        rejected={RefusalReason.CLIENT_BUSY: 7, RefusalReason.ALL_WORKERS_BUSY: 2**40},
+        completed=2**50,
+        age_s=1.5,
+    )
+
+
+def test_a_host_with_two_workers_counts_once_by_its_freshest_reading():
+    workers = service_status(
+        picture(
+            row("w1", "a", taken=readings(90.0, 900.0, (gpu("g1", 5.0),)), report_age_ms=4000),
+            row("w2", "a", taken=readings(20.0, 100.0, (gpu("g1", 7.0), gpu("g2", 30.0)))),
+            row("w3", "b", taken=readings(40.0, 50.0)),
+        )
+    ).workers
+    assert host_load(workers) == HostLoad(cpu_percent=30.0, ram_used_mb=150.0, gpu_used_mb=37.0)
+
+
+def test_a_lost_workers_readings_do_not_count():
+    found = service_status(
+        picture(
+            row("w1", "a", state="lost", taken=readings(90.0, 900.0, (gpu("g1", 5.0),)), running=running()),
+            row("w2", "b", taken=readings(10.0, 10.0)),
+        )
+    )
+    assert host_load(found.workers) == HostLoad(cpu_percent=10.0, ram_used_mb=10.0, gpu_used_mb=0.0)
+    assert found.workers[0].cpu_percent == 90.0
+    assert found.workers[0].job_id == ""
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        ServicePicture(snapshot=None, age_s=float("inf"), broker_alive=False),
+        picture(),
+        picture(row("w1", "a")),
+        picture(row("w1", "a", state="lost", taken=readings(1.0, 2.0))),
+    ],
+)
+def test_where_no_worker_tells_this_host_counts(seen):
+    document = metrics_document(service_status(seen), THIS_HOST, grpc_alive=True)
+    assert (document["cpu_percent"], document["ram_used_mb"], document["gpu_used_mb"]) == (11.0, 22.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("states", "broker_alive", "alive"),
+    [
+        ([], True, False),
+        (["ready"], True, True),
+        (["loading", "busy"], True, True),
+        (["loading", "draining", "failed", "lost"], True, False),
+        (["ready"], False, False),
+    ],
+)
+def test_a_worker_is_alive_if_it_is_ready_or_busy_and_can_be_used(states, broker_alive, alive):
+    rows = [row(f"w{number}", "a", state=state) for number, state in enumerate(states)]
+    assert service_status(picture(*rows, broker_alive=broker_alive)).worker_alive is alive
+
+
+def test_ages_grow_with_the_age_of_the_picture():
+    seen = picture(row("w", "a", taken=readings(1.0, 1.0, age_ms=250), report_age_ms=500), age_s=2.0)
+    (worker,) = service_status(seen).workers
+    assert (worker.report_age_s, worker.reading_age_s) == (2.5, 2.75)
+    assert service_status(seen).age_s == 2.0
+
+
+def test_a_row_says_what_a_worker_does():
+    busy, loading = service_status(full_picture()).workers
+    assert (busy.job_id, busy.phase, busy.step, busy.steps) == (JOB_ID.hex(), "step", 3, 20)
+    assert (busy.model, busy.engine, busy.device, busy.warning) == ("FLUX.1-dev", "flux", "cuda:0", "slow")
+    assert (loading.phase, loading.percent, loading.engine_restarts) == ("reading weights", 40, 2)
+    assert loading.cpu_percent is None
+    assert loading.reading_age_s is None
+
+
+def test_the_document_is_json_with_the_contracts_fields():
+    document = json.loads(
+        json.dumps(metrics_document(service_status(full_picture()), THIS_HOST, grpc_alive=False))
+    )
+    assert document["grpc_alive"] is False
+    assert document["worker_alive"] is True
+    assert document["rejected"] == {"ALL_WORKERS_BUSY": 2**40, "CLIENT_BUSY": 7}
+    assert document["workers"][0]["gpus"][0]["memory_used_mb"] == 10.0
+    assert {"in_flight", "queued", "completed", "failed", "cancelled", "broker_alive", "age_s"} <= set(
+        document
+    )
+
+
+def test_both_formats_say_the_same():
+    found = service_status(full_picture())
+    document = metrics_document(found, THIS_HOST, grpc_alive=True)
+    response = metrics_response(found)
+    for name in ("in_flight", "queued", "completed", "failed", "cancelled", "broker_alive"):
+        assert getattr(response, name) == document[name]
+    assert dict(response.rejected) == document["rejected"]
+    assert response.age_seconds == document["age_s"]
+    for sent, shown in zip(response.workers, document["workers"], strict=True):
+        for field in image_gen_pb2.WorkerStatus.DESCRIPTOR.fields:
+            value = shown[
+                field.name.removesuffix("_seconds") + "_s" if "_seconds" in field.name else field.name
+            ]
+            if field.name == "gpus":
+                assert [each.uuid for each in sent.gpus] == [each["uuid"] for each in value]
+            else:
+                assert getattr(sent, field.name) == (value or type(getattr(sent, field.name))())
+
+
+def test_no_field_of_the_contract_is_forgotten():
+    response = metrics_response(service_status(full_picture()))
+    assert {field.name for field, _ in response.ListFields()} == {
+        field.name for field in image_gen_pb2.MetricsResponse.DESCRIPTOR.fields
+    }
+    merged = image_gen_pb2.WorkerStatus()
+    for worker in response.workers:
+        merged.MergeFrom(worker)
+    assert {field.name for field, _ in merged.ListFields()} == {
+        field.name for field in image_gen_pb2.WorkerStatus.DESCRIPTOR.fields
+    }
+
+
+def test_an_absurd_number_does_not_cost_the_page():
+    found = service_status(picture(row("w", "a", engine_restarts=2**60), in_flight=2**62))
+    assert metrics_response(found).in_flight == 2**32 - 1
+
+
+async def test_the_metrics_call_answers_the_picture(frontend):
+    frontend.cluster.picture = full_picture()
+    answer = await frontend.stub.Metrics(image_gen_pb2.MetricsRequest(), metadata=frontend.key)
+    assert answer == metrics_response(service_status(full_picture()))
