@@ -10,6 +10,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 POLL_INTERVAL_S: Final = 0.3
 ANSWER_LIMIT_S: Final = 10.0
+PATIENCE_S: Final = 30.0
+"""After so long without news, say that we are still waiting."""
+LOADING_STATE: Final = "loading"
 READY_STATES: Final = frozenset({"ready", "busy"})
 
 
@@ -55,9 +58,11 @@ class ReadinessWatch:
         self._frontend_pid = frontend_pid
         self._tell = tell
         self._told: dict[str, str] = {}
+        self._told_at = 0.0
 
     async def until_ready(self) -> list[WorkerProgress]:
         """Returns the workers' last rows."""
+        self._told_at = asyncio.get_running_loop().time()
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_LIMIT_S)) as session:
             while True:
                 progress = await self._ask(session)
@@ -66,6 +71,7 @@ class ReadinessWatch:
                     self._tell_changes(ours)
                     if progress.grpc_alive and sum(row.is_ready for row in ours) == len(self._workers):
                         return ours
+                self._reassure()
                 await asyncio.sleep(POLL_INTERVAL_S)
 
     async def _ask(self, session: aiohttp.ClientSession) -> ServiceProgress | None:
@@ -84,7 +90,18 @@ class ReadinessWatch:
             text = _describe(row)
             if self._told.get(row.worker_id) != text:
                 self._told[row.worker_id] = text
-                self._tell(f"{row.worker_id}: {text}")
+                self._tell_now(f"{row.worker_id}: {text}")
+
+    def _reassure(self) -> None:
+        if asyncio.get_running_loop().time() - self._told_at >= PATIENCE_S:
+            last = [
+                f"{worker}: {self._told.get(worker, 'not heard of yet')}" for worker in sorted(self._workers)
+            ]
+            self._tell_now(f"still waiting for {'; '.join(last)}")
+
+    def _tell_now(self, text: str) -> None:
+        self._told_at = asyncio.get_running_loop().time()
+        self._tell(text)
 
 
 def listens(pid: int, port: int) -> bool:
@@ -99,4 +116,6 @@ def listens(pid: int, port: int) -> bool:
 def _describe(row: WorkerProgress) -> str:
     if row.is_ready:
         return f"ready with {row.model} on {row.device}"
-    return f"{row.state}: {row.phase}, {row.percent} %" if row.phase else row.state
+    if row.state == LOADING_STATE:
+        return f"{row.phase}, {row.percent} %"
+    return f"{row.state}: {row.phase}" if row.phase else row.state

@@ -29,6 +29,7 @@ from frontend.events import (
     WaiterLeft,
 )
 from frontend.validation import ValidJob
+from proto.contact import BrokerContact
 from proto.failures import FailureCode, RefusalReason
 from proto.messages import (
     FrontendReport,
@@ -46,13 +47,9 @@ from proto.messages import (
     ToBrokerFromFrontend,
     ToFrontend,
 )
-from proto.notes import Note
+from proto.notes import Note, NoteLevel
 from proto.timing import Timing
 
-UNANSWERED_REPORTS_PER_INTERVAL: Final = 4
-"""A desk that waits for its first view reports this often, so that a start takes no whole interval."""
-SHORTEST_INTERVAL_S: Final = 0.01
-LONGEST_INTERVAL_S: Final = 60.0
 FULL_RETRY_S: Final = 1.0
 
 
@@ -103,21 +100,12 @@ class JobDesk:
     """By `job_id`: exactly the RPCs that wait for an answer."""
     draining: bool = False
     _ready_workers: int = 0
-    _epoch: bytes | None = None
-    _seq: int = 0
-    _heard_at: float | None = None
-    """None until the first view of the present connection."""
-    _last_heard_at: float = field(init=False)
-    """On any connection; the start counts as one."""
-    _connected_at: float = field(init=False)
-    _interval_s: float = field(init=False)
-    _next_report_at: float = field(init=False)
+    contact: BrokerContact = field(init=False)
     _over: bool = False
     _actions: list[Action] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._last_heard_at = self._connected_at = self._next_report_at = self.started_at
-        self._interval_s = self.timing.heartbeat_interval_s
+        self.contact = BrokerContact(timing=self.timing, started_at=self.started_at)
 
     # --- In and out ----------------------------------------------------------------------------
 
@@ -130,11 +118,11 @@ class JobDesk:
                 self._open(event, now)
             case WaiterLeft(job_id=job_id):
                 if self.jobs.pop(job_id, None) is not None:
-                    self._report_soon(now)
+                    self.contact.report_soon(now)
             case FromBroker(message=message):
                 self._from_broker(message, now)
             case SnapshotWanted():
-                self._send(SnapshotRequest(seq=self._next_seq()))
+                self._send(SnapshotRequest(seq=self.contact.next_seq()))
             case DrainRequested():
                 self.draining = True
             case LeaveRequested():
@@ -151,15 +139,15 @@ class JobDesk:
         """When to send `TimerFired`, on the clock of `handle`; None once the desk has left."""
         if self._over:
             return None
-        instants = [self._next_report_at, self._silent_at()]
+        instants = [self.contact.next_report_at, self.contact.silent_at]
         instants += [job.deadline for job in self.jobs.values()]
         if any(isinstance(job.state, Submitted) for job in self.jobs.values()):
-            instants.append(self._last_heard_at + self.timing.broker_silent_s)
+            instants.append(self.contact.unreachable_at)
         return min(instants)
 
     def broker_alive(self, now: float) -> bool:
         """A broker has been heard of within `broker_silent_s`."""
-        return self._epoch is not None and now < self._last_heard_at + self.timing.broker_silent_s
+        return self.contact.epoch is not None and not self.contact.is_unreachable(now)
 
     def ready_workers(self, now: float) -> int:
         """Workers with a loaded model, idle or busy; 0 while no broker answers."""
@@ -176,22 +164,18 @@ class JobDesk:
                     attempts=job.attempts,
                 )
                 self._end(job_id, given_up, now)
-        if self._is_unreachable(now):
+        if self.contact.is_unreachable(now):
             self._refuse_unanswered(now)
-        if now >= self._silent_at():
+        if now >= self.contact.silent_at:
             self._reconnect(now)
-        if now >= self._next_report_at:
+        if now >= self.contact.next_report_at:
             self._report(now)
 
-    def _note(self, event: str, level: str = "info", **fields: object) -> None:
-        self._actions.append(Note(event, fields, level))  # type: ignore[arg-type]
+    def _note(self, event: str, level: NoteLevel = "info", **fields: object) -> None:
+        self._actions.append(Note(event, fields, level))
 
     def _send(self, message: ToBrokerFromFrontend) -> None:
         self._actions.append(SendToBroker(message=message))
-
-    def _next_seq(self) -> int:
-        self._seq += 1
-        return self._seq
 
     # --- Jobs ----------------------------------------------------------------------------------
 
@@ -210,14 +194,11 @@ class JobDesk:
         elif len(self.jobs) >= self.max_open_jobs:
             reason, detail = RefusalReason.FRONTEND_FULL, f"{len(self.jobs)} calls are waiting already"
             retry_s = FULL_RETRY_S
-        elif self._is_unreachable(now):
+        elif self.contact.is_unreachable(now):
             return self._unreachable()
         else:
             return None
         return JobRefused(reason=reason, detail=detail, retry_after_s=retry_s)
-
-    def _is_unreachable(self, now: float) -> bool:
-        return now >= self._last_heard_at + self.timing.broker_silent_s
 
     def _unreachable(self) -> JobRefused:
         return JobRefused(
@@ -232,7 +213,7 @@ class JobDesk:
                 self._end(job_id, self._unreachable(), now)
 
     def _submit(self, job: DeskJob, now: float) -> None:
-        job.submit_seq = self._next_seq()
+        job.submit_seq = self.contact.next_seq()
         claim = JobClaim(
             job_id=job.opened.job_id,
             key_fingerprint=job.opened.key_fingerprint,
@@ -258,12 +239,12 @@ class JobDesk:
     def _end(self, job_id: bytes, end: JobEnd, now: float) -> None:
         del self.jobs[job_id]
         self._actions.append(EndJob(job_id=job_id, end=end))
-        self._report_soon(now)
+        self.contact.report_soon(now)
 
     # --- The broker ----------------------------------------------------------------------------
 
     def _from_broker(self, message: ToFrontend, now: float) -> None:
-        self._last_heard_at = now
+        self.contact.heard(now)
         match message:
             case FrontendView():
                 self._viewed(message, now)
@@ -279,16 +260,9 @@ class JobDesk:
                 assert_never(message)
 
     def _viewed(self, view: FrontendView, now: float) -> None:
-        if self._heard_at is None:
+        if self.contact.viewed(view, now):
             self._note("broker answers", broker_id=view.broker_id, epoch=view.epoch)
-            self._next_report_at = min(self._next_report_at, now + self._interval_s)
-        self._heard_at = now
-        interval_s = view.heartbeat_interval_ms / 1000
-        self._interval_s = min(max(interval_s, SHORTEST_INTERVAL_S), LONGEST_INTERVAL_S)
         self._ready_workers = view.ready_workers
-        if view.epoch != self._epoch:
-            self._epoch = view.epoch
-            self._report_soon(now)
         for status in view.jobs:
             self._status_came(status, view.echo, now)
 
@@ -328,24 +302,14 @@ class JobDesk:
         refused = JobRefused(reason=refuse.reason, detail=refuse.detail, retry_after_s=retry_after_s)
         self._end(job.opened.job_id, refused, now)
 
-    def _silent_at(self) -> float:
-        heard_at = self._connected_at if self._heard_at is None else self._last_heard_at
-        return heard_at + self.timing.broker_silent_s
-
     def _reconnect(self, now: float) -> None:
-        if self._heard_at is not None:
-            silent_s = round(now - self._last_heard_at, 3)
+        if self.contact.reconnected(now):
+            silent_s = round(now - self.contact.last_heard_at, 3)
             self._note("broker silent, connecting anew", "warning", silent_s=silent_s)
-        self._heard_at, self._connected_at = None, now
         self._actions.append(ReconnectToBroker())
-        self._report_soon(now)
-
-    def _report_soon(self, now: float) -> None:
-        self._next_report_at = now
 
     def _report(self, now: float) -> None:
-        waiting = self._heard_at is None
-        self._next_report_at = now + self._interval_s / (UNANSWERED_REPORTS_PER_INTERVAL if waiting else 1)
+        self.contact.reported(now)
         jobs = tuple(
             OpenJob(job_id=job_id, execution_id=job.execution_id) for job_id, job in self.jobs.items()
         )
@@ -353,7 +317,7 @@ class JobDesk:
             FrontendReport(
                 frontend_id=self.frontend_id,
                 incarnation=self.incarnation,
-                seq=self._next_seq(),
+                seq=self.contact.next_seq(),
                 jobs=jobs,
             )
         )
@@ -367,7 +331,7 @@ class JobDesk:
             )
             self._actions.append(EndJob(job_id=job_id, end=refused))
             del self.jobs[job_id]
-        self._send(Leave(incarnation=self.incarnation, seq=self._next_seq(), reason="shutting down"))
+        self._send(Leave(incarnation=self.incarnation, seq=self.contact.next_seq(), reason="shutting down"))
         self._over = True
 
     # --- Invariants ----------------------------------------------------------------------------
@@ -377,4 +341,4 @@ class JobDesk:
         assert len(self.jobs) <= self.max_open_jobs, "more open jobs than allowed"
         for job_id, job in self.jobs.items():
             assert job.opened.job_id == job_id, "a job under another id"
-            assert 0 < job.submit_seq <= self._seq, "a job that was never submitted"
+            assert 0 < job.submit_seq <= self.contact.seq, "a job that was never submitted"

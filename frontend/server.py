@@ -113,7 +113,6 @@ def _server_options(settings: FrontendSettings) -> list[tuple[str, int]]:
         # A client that froze or whose network is gone does not say so: ask, also while a call is quiet.
         ("grpc.keepalive_time_ms", round(settings.keepalive_interval_s * 1000)),
         ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
-        ("grpc.http2.ping_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         # Clients may ask as well; by default one that does so more often than every 300 s is cut off.

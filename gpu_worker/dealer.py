@@ -19,8 +19,9 @@ from gpu_worker.actions import (
 )
 from gpu_worker.engine_process import EngineProcess
 from gpu_worker.events import DrainRequested, EngineEvent, Event, FromBroker, ReadingsTaken, TimerFired
+from gpu_worker.limits import SessionLimits
 from gpu_worker.readings import ReadingsTaker
-from gpu_worker.session import Session, SessionLimits
+from gpu_worker.session import Session
 from proto.actor import Mailbox
 from proto.codec import MAX_HEADER_BYTES
 from proto.dealer import BrokerLink
@@ -138,5 +139,7 @@ class WorkerShell:
 
     def _present_engine(self, child: int) -> EngineProcess:
         if self._engine is None or child != self._engine_child:
-            raise RuntimeError(f"the session speaks of engine process {child}, present is {self._engine_child}")
+            raise RuntimeError(
+                f"the session speaks of engine process {child}, present is {self._engine_child}"
+            )
         return self._engine

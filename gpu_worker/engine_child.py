@@ -33,7 +33,7 @@ from gpu_worker.engines.engine import (
 from gpu_worker.engines.error_text import first_line
 from gpu_worker.engines.offline import prepare_environment
 from gpu_worker.events import EngineFailed, EngineFinished, EngineLoading, EngineProgress, EngineReady
-from gpu_worker.model_store import Embedded, EngineChoice, Fake, FluxFolder
+from gpu_worker.model_store import Embedded, EngineChoice, Fake, FluxFolder, check_flux_folder
 from proto.configuration import EXIT_BAD_CONFIGURATION
 from proto.failures import FailureCode
 from proto.logs import configure_logging, short_id
@@ -120,7 +120,10 @@ class EngineChild:
 
     def _bring_up(self, choice: EngineChoice, options: EngineOptions) -> Engine:
         self._report_loading("importing the libraries", 0)
-        engine = make_engine(choice, options)
+        try:
+            engine = make_engine(choice, options)
+        except ImportError as error:
+            raise ModelUnusable(f"a library of the engine cannot be imported: {first_line(error)}") from error
         model = engine.load(
             lambda activity, percent: self._report_loading(
                 activity, _IMPORTED_PERCENT + percent * (_LOADED_PERCENT - _IMPORTED_PERCENT) // 100
@@ -211,13 +214,15 @@ class EngineChild:
 
 
 def make_engine(choice: EngineChoice, options: EngineOptions) -> Engine:
-    """The engine, its libraries imported but nothing loaded. Only what the choice needs is imported."""
+    """The engine, its libraries imported but nothing loaded. Raises `ModelUnusable`, `ImportError`."""
     match choice:
         case Fake(step_s=step_s, load_s=load_s, faults=faults):
             from gpu_worker.engines.fake import FakeEngine  # noqa: PLC0415
 
             return FakeEngine(step_s=step_s, load_s=load_s, faults=faults)
         case FluxFolder(path=path):
+            # Before the imports, which take many seconds.
+            check_flux_folder(path)
             prepare_environment(options.cuda_visible_devices)
             from gpu_worker.engines.flux import FluxEngine  # noqa: PLC0415
 

@@ -26,8 +26,8 @@ log = structlog.get_logger()
 class Nvml(Protocol):
     """The part of the `pynvml` module that is used here. Every call can raise `NVMLError`, and can block."""
 
-    NVMLError: type[Exception]
-
+    @property
+    def NVMLError(self) -> type[Exception]: ...  # noqa: N802
     def nvmlInit(self) -> None: ...  # noqa: N802
     def nvmlShutdown(self) -> None: ...  # noqa: N802
     def nvmlDeviceGetCount(self) -> int: ...  # noqa: N802

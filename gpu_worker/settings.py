@@ -13,10 +13,10 @@ from pydantic_settings import SettingsConfigDict
 from gpu_worker.engine_pipe import EngineOptions
 from gpu_worker.model_store import EngineChoice, EngineName, Fake, choose_engine
 from gpu_worker.readings import device_label
-from gpu_worker.session import SessionLimits
+from gpu_worker.limits import SessionLimits
 from proto.configuration import ComponentSettings, LoopbackEndpoint
 
-_DEVICE: Final = re.compile(r"auto|cpu|cuda(?::\d{1,3})?")
+_DEVICE: Final = re.compile(r"auto|cpu|cuda(?::[0-9]{1,3})?")
 _WORKER_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _MIB: Final = 1024 * 1024
 

@@ -1,51 +1,10 @@
-"""The states of the two things that a session looks after: the engine process, and the one job slot."""
+"""The states of a worker's one job slot."""
 
 from dataclasses import dataclass
 
 from gpu_worker.engines.engine import EngineJob
 from proto.failures import FailureCode
-from proto.messages import JobClaim, JobPhase, ModelCard
-
-# --- The engine process ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Down:
-    """There is no process; the next is started at `restart_at`."""
-
-    restart_at: float
-    failures: int
-    """In a row, without the engine having been ready in between."""
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loading:
-    child: int
-    failures: int
-    progress_at: float
-    activity: str
-    percent: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    child: int
-    model: ModelCard
-
-
-@dataclass(frozen=True, slots=True)
-class Dying:
-    """Killed; it holds its device until `EngineExited`."""
-
-    child: int
-    failures: int
-    reason: str
-
-
-EngineState = Down | Loading | Ready | Dying
-
-# --- The slot ----------------------------------------------------------------------------------
+from proto.messages import JobClaim, JobPhase
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,14 @@ from typing import Literal
 
 import structlog
 
+NoteLevel = Literal["debug", "info", "warning", "error"]
+
 
 @dataclass(frozen=True, slots=True)
 class Note:
     event: str
     fields: Mapping[str, object] = field(default_factory=dict)
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: NoteLevel = "info"
 
 
 def write_note(note: Note) -> None:

@@ -47,7 +47,7 @@ class Fault(StrEnum):
     NON_FINITE = "nonfinite"
 
 
-_MARKER: Final = re.compile(rf"(?<!\S)!(?P<fault>{'|'.join(Fault)})@(?P<step>\d{{1,4}})(?!\S)")
+_MARKER: Final = re.compile(rf"(?<!\S)!(?P<fault>{'|'.join(Fault)})@(?P<step>[0-9]{{1,4}})(?!\S)")
 """A word of the prompt such as `!crash@3`: while step 3 is being made. Step 0 is the text phase."""
 
 
@@ -220,7 +220,15 @@ def _checked_text(pixels: bytes) -> bytes | None:
 def _parse(text: bytes) -> FakeImageContent:
     try:
         facts = json.loads(text)
-        identifiers = {name: bytes.fromhex(facts.pop(name)) for name in ("job_id", "execution_id")}
-        return FakeImageContent(**identifiers, **facts)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return FakeImageContent(
+            job_id=bytes.fromhex(facts["job_id"]),
+            execution_id=bytes.fromhex(facts["execution_id"]),
+            prompt_digest=str(facts["prompt_digest"]),
+            height=int(facts["height"]),
+            width=int(facts["width"]),
+            steps=int(facts["steps"]),
+            guidance=float(facts["guidance"]),
+            seed=int(facts["seed"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
         raise DamagedImageError(f"the record cannot be read: {error}") from error

@@ -1,0 +1,170 @@
+"""What workers say, and what it means for them and their jobs."""
+
+from typing import assert_never
+
+from broker.job_life import JobLife
+from broker.state import BrokerState
+from broker.workers import Idle, Offered, Running, Slot, Unclear, Worker
+from proto.failures import RETRYABLE_FAILURES, FailureCode, RefusalReason
+from proto.messages import JobFailed, Leave, Outcome, Refuse, ToBrokerFromWorker, WorkerReport
+
+
+class WorkerSide:
+    """The only one that changes what is believed of a worker, but for `JobLife.dispatch`, which fills its slot."""
+
+    def __init__(self, state: BrokerState, job_life: JobLife) -> None:
+        self._state = state
+        self._job_life = job_life
+
+    def receive(self, route: bytes, message: ToBrokerFromWorker, now: float) -> None:
+        match message:
+            case WorkerReport():
+                self._worker_reported(route, message, now)
+            case Outcome():
+                self._outcome_came(message, now)
+            case Refuse():
+                self._start_refused(route, message, now)
+            case Leave():
+                self._worker_left(message, now)
+            case _:
+                assert_never(message)
+
+    def _worker_reported(self, route: bytes, report: WorkerReport, now: float) -> None:
+        if report.incarnation in self._state.workers.fenced:
+            detail = f"another worker has registered as {report.worker_id!r}"
+            self._state.send_worker(route, Refuse(reason=RefusalReason.SUPERSEDED, detail=detail))
+            return
+        worker = self._state.workers.of_incarnation(report.worker_id, report.incarnation)
+        if worker is None:
+            worker = self._register(route, report, now)
+        elif report.seq <= worker.seq:
+            return
+        worker.report, worker.route, worker.seq = report, route, report.seq
+        worker.heard_at, worker.unreachable_since = now, None
+        worker.slot = self._slot_after_report(worker, now)
+        self._state.send_worker_view(worker)
+
+    def _register(self, route: bytes, report: WorkerReport, now: float) -> Worker:
+        earlier = self._state.workers.registered.get(report.worker_id)
+        if earlier is not None:
+            self._state.workers.fence(earlier.incarnation)
+            self._lose_worker(earlier, "superseded by a new process", now)
+        worker = Worker(report=report, route=route, heard_at=now, seq=report.seq, slot=Idle(now))
+        self._state.workers.add(worker)
+        self._state.note(
+            "worker registered", worker_id=report.worker_id, host=report.host, phase=report.phase.value
+        )
+        return worker
+
+    def _slot_after_report(self, worker: Worker, now: float) -> Slot:
+        """What the worker's own words make of what was believed of it. Repairs a lost START or OUTCOME."""
+        running, before = worker.report.running, worker.slot
+        if running is not None:
+            if isinstance(before, Offered) and before.execution_id != running.execution_id:
+                self._job_life.take_back(before.job_id, before.execution_id, now)
+            return Running(running.claim.job_id, running.execution_id)
+        match before:
+            case Idle():
+                return before
+            case Unclear():
+                return Idle(now)
+            case Offered(job_id=job_id, execution_id=execution_id, sent_at=sent_at):
+                if worker.holds(execution_id):
+                    return Idle(now)
+                if now - sent_at < self._state.timing.repeat_after_s:
+                    return before  # This report may have crossed the START.
+                job = self._state.jobs.dispatched_as(job_id, execution_id)
+                if job is None:
+                    return Idle(now)
+                self._job_life.send_start(worker, job, execution_id, now)
+                return Offered(job_id, execution_id, now)
+            case Running(job_id=job_id, execution_id=execution_id):
+                job = self._state.jobs.dispatched_as(job_id, execution_id)
+                if job is not None and not worker.holds(execution_id):
+                    failure = JobFailed(code=FailureCode.WORKER_LOST, detail="the worker lost the outcome")
+                    self._job_life.put_back(job, failure, now)
+                return Idle(now)
+            case _:
+                assert_never(before)
+
+    def _start_refused(self, route: bytes, refuse: Refuse, now: float) -> None:
+        for worker in self._state.workers:
+            if isinstance(worker.slot, Offered) and worker.slot.execution_id == refuse.execution_id:
+                self._state.note(
+                    "start refused",
+                    "warning",
+                    job_id=worker.slot.job_id,
+                    worker_id=worker.worker_id,
+                    reason=refuse.reason.value,
+                )
+                self._job_life.take_back(worker.slot.job_id, worker.slot.execution_id, now)
+                worker.slot = Unclear()
+                return
+
+    def _outcome_came(self, outcome: Outcome, now: float) -> None:
+        worker = self._state.workers.of_incarnation(outcome.worker_id, outcome.incarnation)
+        if worker is not None and outcome.seq > worker.seq:
+            worker.seq, worker.heard_at = outcome.seq, now
+            if (
+                isinstance(worker.slot, Offered | Running)
+                and worker.slot.execution_id == outcome.execution_id
+            ):
+                worker.slot = Idle(now)
+        job = self._state.jobs.get(outcome.job_id)
+        if job is None or job.current_execution != outcome.execution_id:
+            self._state.counters.dropped_outcomes += 1
+            self._state.note("outcome dropped", job_id=outcome.job_id, execution_id=outcome.execution_id)
+            return
+        job.attempts, job.crashes = max(job.attempts, outcome.attempts), max(job.crashes, outcome.crashes)
+        if outcome.failure is None:
+            self._job_life.deliver(job, outcome, now)
+        elif outcome.failure.code in RETRYABLE_FAILURES:
+            self._state.note(
+                "attempt failed",
+                "warning",
+                job_id=job.job_id,
+                worker_id=outcome.worker_id,
+                code=outcome.failure.code.value,
+                detail=outcome.failure.detail,
+            )
+            self._job_life.put_back(job, outcome.failure, now)
+        else:
+            self._job_life.fail(job, outcome, now)
+
+    def _worker_left(self, leave: Leave, now: float) -> None:
+        worker = self._state.workers.by_incarnation(leave.incarnation)
+        if worker is not None:
+            self._give_up_worker(worker, f"left: {leave.reason}", now)
+            self._state.workers.remove(worker)
+            self._state.note("worker left", worker_id=worker.worker_id, reason=leave.reason)
+
+    def unreachable(self, route: bytes, now: float) -> None:
+        worker = self._state.workers.by_route(route)
+        if worker is not None and worker.unreachable_since is None:
+            worker.unreachable_since = now
+
+    def _lose_worker(self, worker: Worker, reason: str, now: float) -> None:
+        self._give_up_worker(worker, reason, now)
+        self._state.workers.lose(worker, now)
+        self._state.note("worker lost", "warning", worker_id=worker.worker_id, reason=reason)
+
+    def _give_up_worker(self, worker: Worker, reason: str, now: float) -> None:
+        for job in self._state.jobs.on_worker(worker.worker_id):
+            failure = JobFailed(code=FailureCode.WORKER_LOST, detail=f"worker {worker.worker_id}: {reason}")
+            self._job_life.put_back(job, failure, now)
+
+    def watch(self, now: float) -> None:
+        """Probe the silent, give up the lost, forget those that were lost long ago."""
+        for worker in list(self._state.workers):
+            self._watch(worker, now)
+        self._state.workers.forget_lost(now - self._state.timing.lost_worker_shown_s)
+
+    def _watch(self, worker: Worker, now: float) -> None:
+        silent_s = now - worker.heard_at
+        gone = worker.unreachable_since
+        if silent_s >= self._state.timing.peer_lost_s:
+            self._lose_worker(worker, f"silent for {silent_s:.1f} s", now)
+        elif gone is not None and now - gone >= self._state.timing.unreachable_grace_s:
+            self._lose_worker(worker, "its connection is gone", now)
+        elif silent_s >= self._state.timing.probe_after_s:
+            self._state.send_worker_view(worker)

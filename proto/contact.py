@@ -1,0 +1,89 @@
+"""A peer's contact with its broker: when to report, when the broker counts as silent, which life of it answers.
+
+Pure: the same rules for workers and frontends (PROTOCOL.md §4), on the caller's clock.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from proto.messages import FrontendView, WorkerView
+from proto.timing import Timing
+
+UNANSWERED_REPORTS_PER_INTERVAL: Final = 4
+"""A peer that waits for its first view reports this often, so that a start takes no whole interval."""
+SHORTEST_INTERVAL_S: Final = 0.01
+LONGEST_INTERVAL_S: Final = 60.0
+
+
+@dataclass(slots=True, kw_only=True)
+class BrokerContact:
+    timing: Timing
+    started_at: float
+
+    epoch: bytes | None = None
+    """The life of the broker that was heard last."""
+    interval_s: float = field(init=False)
+    """Between two reports, as the broker told."""
+    last_heard_at: float = field(init=False)
+    """On any connection; the start counts as once."""
+    next_report_at: float = field(init=False)
+    _connected_at: float = field(init=False)
+    _is_answered: bool = False
+    """A view has come on the present connection."""
+    _seq: int = 0
+
+    def __post_init__(self) -> None:
+        self.last_heard_at = self.next_report_at = self._connected_at = self.started_at
+        self.interval_s = self.timing.heartbeat_interval_s
+
+    @property
+    def silent_at(self) -> float:
+        """When a fresh connection is due unless something is heard."""
+        since = self.last_heard_at if self._is_answered else self._connected_at
+        return since + self.timing.broker_silent_s
+
+    def is_unreachable(self, now: float) -> bool:
+        """Nothing was heard for `broker_silent_s`, on whatever connection."""
+        return now >= self.unreachable_at
+
+    @property
+    def unreachable_at(self) -> float:
+        return self.last_heard_at + self.timing.broker_silent_s
+
+    def next_seq(self) -> int:
+        self._seq += 1
+        return self._seq
+
+    @property
+    def seq(self) -> int:
+        """Of the latest message."""
+        return self._seq
+
+    def heard(self, now: float) -> None:
+        self.last_heard_at = now
+
+    def viewed(self, view: WorkerView | FrontendView, now: float) -> bool:
+        """Take the timing and the epoch from a view; True if it is the first one on this connection."""
+        first = not self._is_answered
+        self._is_answered = True
+        self.heard(now)
+        self.interval_s = min(max(view.heartbeat_interval_ms / 1000, SHORTEST_INTERVAL_S), LONGEST_INTERVAL_S)
+        if view.epoch != self.epoch:
+            self.epoch = view.epoch
+            self.report_soon(now)
+        return first
+
+    def report_soon(self, now: float) -> None:
+        self.next_report_at = min(self.next_report_at, now)
+
+    def reported(self, now: float) -> None:
+        self.next_report_at = now + self.interval_s / (
+            1 if self._is_answered else UNANSWERED_REPORTS_PER_INTERVAL
+        )
+
+    def reconnected(self, now: float) -> bool:
+        """A fresh connection is made; True if the old one had ever been answered."""
+        was_answered, self._is_answered = self._is_answered, False
+        self._connected_at = now
+        self.report_soon(now)
+        return was_answered

@@ -1,0 +1,120 @@
+"""The plan of the processes: what each is told by its environment."""
+
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from deploy.ports import free_ports, reachable
+from deploy.settings import FrontendEnvironment, LauncherSettings
+from deploy.stack import Stack, build_stack, socket_folder
+from proto.configuration import EXIT_BAD_CONFIGURATION, IPC_PATH_MAX_BYTES, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("API_KEYS", "FLUX_FRONTEND_GRPC_PORT", "FLUX_FRONTEND_HTTP_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def planned(*arguments: str) -> Stack:
+    settings = load_settings(LauncherSettings, arguments, "flux-server")
+    return build_stack(settings, load_settings(FrontendEnvironment, [], "flux-server"), Path("/run/flux"))
+
+
+def test_without_configuration_the_usual_ports_and_a_key_of_its_own() -> None:
+    first, second = planned(), planned()
+    assert (first.grpc_address, first.http_address) == ("localhost:50051", "localhost:8000")
+    assert first.api_key_was_generated
+    assert first.frontend.environment["API_KEYS"] == first.api_keys[0] != second.api_keys[0]
+
+
+def test_all_meet_at_the_brokers_sockets() -> None:
+    stack = planned("--workers", "2")
+    assert [worker.name for worker in stack.workers] == ["worker-1", "worker-2"]
+    assert {w.environment["FLUX_WORKER_WORKER_ID"] for w in stack.workers} == {"worker-1", "worker-2"}
+    for_workers = stack.broker.environment["FLUX_BROKER_WORKERS_ENDPOINT"]
+    for_frontends = stack.broker.environment["FLUX_BROKER_FRONTENDS_ENDPOINT"]
+    assert for_workers.startswith("ipc:///run/flux/")
+    assert for_workers != for_frontends
+    assert all(w.environment["FLUX_WORKER_BROKER_ENDPOINT"] == for_workers for w in stack.workers)
+    assert stack.frontend.environment["FLUX_FRONTEND_BROKER_ENDPOINT"] == for_frontends
+
+
+def test_given_keys_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEYS", "client1, client2")
+    stack = planned()
+    assert stack.api_keys == ("client1", "client2")
+    assert not stack.api_key_was_generated
+    assert "API_KEYS" not in stack.frontend.environment
+
+
+def test_the_command_line_goes_before_the_frontends_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLUX_FRONTEND_GRPC_PORT", "6000")
+    monkeypatch.setenv("FLUX_FRONTEND_HTTP_PORT", "6001")
+    stack = planned("--grpc-port", "7000")
+    assert (stack.grpc_address, stack.http_address) == ("localhost:7000", "localhost:6001")
+    assert stack.frontend.environment["FLUX_FRONTEND_GRPC_PORT"] == "7000"
+
+
+def test_port_0_becomes_a_free_one() -> None:
+    stack = planned("--grpc-port", "0", "--http-port", "0")
+    assert stack.http_port > 0
+    assert stack.frontend.environment["FLUX_FRONTEND_GRPC_PORT"] != "0"
+
+
+def test_what_was_not_said_is_left_to_the_components() -> None:
+    stack = planned("--time-scale", "0.2", "--engine", "fake")
+    (worker,) = stack.workers
+    assert worker.environment["FLUX_WORKER_ENGINE"] == "fake"
+    assert "FLUX_WORKER_MODEL_DIR" not in worker.environment
+    assert "FLUX_WORKER_LOG_LEVEL" not in worker.environment
+    assert {
+        stack.broker.environment["FLUX_BROKER_TIME_SCALE"],
+        worker.environment["FLUX_WORKER_TIME_SCALE"],
+    } == {"0.2"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(["--workers", "0"], "--workers (FLUX_SERVER_WORKERS): '0'"), (["--grpc-port", "x"], "--grpc-port")],
+)
+def test_a_bad_value_is_named(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        planned(*arguments)
+    assert ended.value.code == EXIT_BAD_CONFIGURATION
+    assert named in capsys.readouterr().err
+
+
+def test_the_socket_folder_is_private_and_removed() -> None:
+    with socket_folder() as folder:
+        assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IRWXU
+    assert not folder.exists()
+
+
+def test_the_socket_folder_has_a_short_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with socket_folder() as folder:
+        assert len(f"{folder}/frontends".encode()) <= IPC_PATH_MAX_BYTES
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.1", "localhost:1"),
+        ("0.0.0.0", "localhost:1"),
+        ("::", "localhost:1"),
+        ("::1", "[::1]:1"),
+        ("192.0.2.7", "192.0.2.7:1"),
+        ("gpu-host", "gpu-host:1"),
+    ],
+)
+def test_a_client_on_this_machine_reaches_it_at(host: str, address: str) -> None:
+    assert reachable(host, 1) == address
+
+
+def test_free_ports_differ() -> None:
+    assert len(set(free_ports(10))) == 10

@@ -1,0 +1,353 @@
+"""The engine process as its worker sees it: real processes with the fake engine in them."""
+
+import asyncio
+import multiprocessing.context
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import pytest
+
+from gpu_worker.engine_pipe import EngineOptions
+from gpu_worker.engine_process import EngineProcess
+from gpu_worker.engines.engine import EngineJob
+from gpu_worker.engines.fake import read_fake_image
+from gpu_worker.events import (
+    EngineEvent,
+    EngineExited,
+    EngineFailed,
+    EngineFinished,
+    EngineLoading,
+    EngineProgress,
+    EngineReady,
+)
+from gpu_worker.model_store import EngineChoice, Fake, FluxFolder
+from proto.failures import FailureCode
+from proto.messages import ImageParameters, JobPhase
+
+LIMIT_S = 30.0
+"""For what must happen, however slow this machine is."""
+CHILD = 5
+E = TypeVar("E")
+
+
+def fake(step_s: float = 0.0, load_s: float = 0.0) -> Fake:
+    return Fake(step_s=step_s, load_s=load_s, faults=True)
+
+
+class Watched:
+    """An engine process and all that was heard of it."""
+
+    def __init__(self, choice: EngineChoice) -> None:
+        self.events: list[EngineEvent] = []
+        self._heard = asyncio.Condition()
+        self._notices: set[asyncio.Task[None]] = set()
+        self.process = EngineProcess(CHILD, choice, EngineOptions(), self._hear)
+
+    def _hear(self, event: EngineEvent) -> None:
+        assert asyncio.get_running_loop() is not None
+        self.events.append(event)
+        notice = asyncio.create_task(self._notify())
+        self._notices.add(notice)
+        notice.add_done_callback(self._notices.discard)
+
+    async def _notify(self) -> None:
+        async with self._heard:
+            self._heard.notify_all()
+
+    async def until(self, kind: type[E], fits: Callable[[E], bool] = lambda _event: True) -> E:
+        """The first such event; it may have come already."""
+
+        def found() -> E | None:
+            return next((event for event in self.events if isinstance(event, kind) and fits(event)), None)
+
+        async with asyncio.timeout(LIMIT_S), self._heard:
+            await self._heard.wait_for(lambda: found() is not None)
+        event = found()
+        assert event is not None
+        return event
+
+    async def until_step(self, job: EngineJob, step: int) -> EngineProgress:
+        return await self.until(
+            EngineProgress, lambda event: event.execution_id == job.execution_id and event.step >= step
+        )
+
+    async def until_finished(self, job: EngineJob) -> EngineFinished:
+        return await self.until(EngineFinished, lambda event: event.execution_id == job.execution_id)
+
+    async def until_failed(self, job: EngineJob) -> EngineFailed:
+        return await self.until(EngineFailed, lambda event: event.execution_id == job.execution_id)
+
+    def of(self, job: EngineJob) -> list[EngineEvent]:
+        return [event for event in self.events if getattr(event, "execution_id", None) == job.execution_id]
+
+
+@asynccontextmanager
+async def started(choice: EngineChoice) -> AsyncIterator[Watched]:
+    """A process that was told to start; afterwards it is gone, whatever happened."""
+    watched = Watched(choice)
+    watched.process.start()
+    try:
+        yield watched
+    finally:
+        watched.process.kill()
+        async with asyncio.timeout(LIMIT_S):
+            await watched.process.wait_gone()
+    exits = [event for event in watched.events if isinstance(event, EngineExited)]
+    assert watched.events[-1:] == exits, "one exit, and nothing after it"
+
+
+@asynccontextmanager
+async def ready(step_s: float = 0.0) -> AsyncIterator[Watched]:
+    async with started(fake(step_s)) as watched:
+        await watched.until(EngineReady)
+        yield watched
+
+
+_numbers = iter(range(1, 1000))
+
+
+def job(prompt: str = "a cat", steps: int = 3) -> EngineJob:
+    parameters = ImageParameters(height=64, width=64, steps=steps, guidance=3.5, seed=1)
+    identifier = next(_numbers).to_bytes(16, "big")
+    return EngineJob(execution_id=identifier, job_id=identifier, prompt=prompt, parameters=parameters)
+
+
+async def test_from_loading_to_a_finished_image() -> None:
+    wanted = job()
+    async with ready() as watched:
+        watched.process.run(wanted)
+        finished = await watched.until_finished(wanted)
+    loading = [event for event in watched.events if isinstance(event, EngineLoading)]
+    percents = [event.percent for event in loading]
+    assert percents == sorted(percents)
+    assert watched.events[: len(loading)] == loading, "nothing but loading comes before ready"
+    assert isinstance(watched.events[len(loading)], EngineReady)
+    told = [(event.phase, event.step) for event in watched.of(wanted) if isinstance(event, EngineProgress)]
+    steps = [(JobPhase.STEP, step) for step in range(4)]
+    assert told == [(JobPhase.TEXT, 0), *steps, (JobPhase.DECODE, 3)]
+    assert watched.of(wanted)[-1] == finished
+    content = read_fake_image(bytes(finished.png))
+    assert content is not None
+    assert (content.execution_id, content.job_id) == (wanted.execution_id, wanted.job_id)
+    assert 0 <= finished.inference_time_s < LIMIT_S
+    assert all(event.child == CHILD for event in watched.events)
+
+
+async def test_two_jobs_one_after_the_other() -> None:
+    first, second = job("first"), job("second")
+    async with ready() as watched:
+        watched.process.run(first)
+        await watched.until_finished(first)
+        watched.process.run(second)
+        finished = await watched.until_finished(second)
+    content = read_fake_image(bytes(finished.png))
+    assert content is not None
+    assert content.execution_id == second.execution_id
+
+
+async def test_cancel_stops_between_steps_and_the_next_job_runs() -> None:
+    cancelled, following = job(steps=1000), job(steps=1)
+    async with ready(step_s=0.02) as watched:
+        watched.process.run(cancelled)
+        await watched.until_step(cancelled, 2)
+        watched.process.cancel(cancelled.execution_id)
+        failed = await watched.until_failed(cancelled)
+        assert failed.code is FailureCode.CANCELLED
+        watched.process.run(following)
+        await watched.until_finished(following)
+    assert not any(isinstance(event, EngineFinished) for event in watched.of(cancelled))
+
+
+async def test_cancel_of_a_job_that_has_not_begun() -> None:
+    running, waiting = job(steps=1000), job()
+    async with ready(step_s=0.02) as watched:
+        watched.process.run(running)
+        watched.process.run(waiting)
+        watched.process.cancel(waiting.execution_id)
+        await watched.until_step(running, 2)
+        watched.process.cancel(running.execution_id)
+        failed = await watched.until_failed(waiting)
+        assert failed.code is FailureCode.CANCELLED
+    assert watched.of(waiting) == [failed], "it never began"
+
+
+async def test_cancel_at_once_and_of_what_is_unknown_or_over() -> None:
+    at_once, over, last = job(steps=1000), job(), job()
+    async with ready(step_s=0.01) as watched:
+        watched.process.run(at_once)
+        watched.process.cancel(at_once.execution_id)
+        await watched.until_failed(at_once)
+        watched.process.cancel(b"?" * 16)
+        watched.process.run(over)
+        await watched.until_finished(over)
+        watched.process.cancel(over.execution_id)
+        watched.process.run(last)
+        await watched.until_finished(last)
+    assert isinstance(watched.of(over)[-1], EngineFinished)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code", "detail"),
+    [
+        ("!oom@1", FailureCode.OUT_OF_MEMORY, "OutOfDeviceMemory: fake: out of memory at step 1"),
+        ("!error@2", FailureCode.ENGINE_ERROR, "RuntimeError: fake: error at step 2"),
+        ("!nonfinite@1", FailureCode.NON_FINITE_IMAGE, "NonFiniteImage: fake: NaN at step 1"),
+    ],
+)
+async def test_a_failed_job_leaves_the_process_alive(prompt: str, code: FailureCode, detail: str) -> None:
+    failing, following = job(prompt), job()
+    async with ready() as watched:
+        watched.process.run(failing)
+        failed = await watched.until_failed(failing)
+        assert (failed.code, failed.detail) == (code, detail)
+        watched.process.run(following)
+        await watched.until_finished(following)
+
+
+async def test_a_crash_is_an_exit_with_its_reason() -> None:
+    crashing = job("!crash@2")
+    async with ready() as watched:
+        watched.process.run(crashing)
+        exited = await watched.until(EngineExited)
+        assert exited.reason.startswith("killed by SIGKILL, not by this worker")
+        assert not exited.hopeless
+        # All of this is too late, and harmless.
+        watched.process.run(job())
+        watched.process.cancel(crashing.execution_id)
+        watched.process.kill()
+    assert [event.step for event in watched.of(crashing) if isinstance(event, EngineProgress)][-1] == 1
+
+
+async def test_a_hung_engine_ignores_cancel_and_can_be_killed() -> None:
+    hanging = job("!hang@2")
+    async with ready() as watched:
+        watched.process.run(hanging)
+        await watched.until_step(hanging, 1)
+        watched.process.cancel(hanging.execution_id)
+        watched.process.kill()
+        exited = await watched.until(EngineExited)
+        assert exited.reason == "killed by SIGKILL"
+    assert not any(isinstance(event, EngineFailed) for event in watched.events)
+
+
+async def test_a_frozen_process_blocks_nobody_and_can_be_killed() -> None:
+    async with ready() as watched:
+        assert watched.process.pid is not None
+        os.kill(watched.process.pid, signal.SIGSTOP)
+        frozen_job = job("x" * 8192)
+        watched.process.run(frozen_job)
+        watched.process.cancel(frozen_job.execution_id)
+        watched.process.kill()
+        await watched.until(EngineExited)
+    assert watched.of(frozen_job) == []
+
+
+async def test_killed_while_it_loads() -> None:
+    async with started(fake(load_s=600)) as watched:
+        await watched.until(EngineLoading)
+        watched.process.kill()
+        exited = await watched.until(EngineExited)
+        assert exited.reason == "killed by SIGKILL"
+    assert not any(isinstance(event, EngineReady) for event in watched.events)
+
+
+async def test_interrupts_belong_to_the_worker_and_termination_is_obeyed() -> None:
+    async with started(fake()) as watched:
+        assert watched.process.pid is not None
+        os.kill(watched.process.pid, signal.SIGINT)
+        await watched.until(EngineReady)
+        os.kill(watched.process.pid, signal.SIGINT)
+        wanted = job()
+        watched.process.run(wanted)
+        await watched.until_finished(wanted)
+        os.kill(watched.process.pid, signal.SIGTERM)
+        exited = await watched.until(EngineExited)
+        assert exited.reason == "killed by SIGTERM"
+
+
+async def test_a_process_that_cannot_be_made_is_an_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_process: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", refuse)
+    async with started(fake()) as watched:
+        exited = await watched.until(EngineExited)
+        assert "cannot start an engine process: BlockingIOError" in exited.reason
+
+
+async def test_an_unusable_model_is_hopeless(tmp_path: Path) -> None:
+    async with started(FluxFolder(path=tmp_path / "nowhere")) as watched:
+        exited = await watched.until(EngineExited)
+        assert exited.hopeless
+        assert f"{tmp_path / 'nowhere'}: no such folder" in exited.reason
+
+
+async def test_it_insists_on_the_main_thread() -> None:
+    watched = Watched(fake())
+    with pytest.raises(RuntimeError, match="main thread"):
+        await asyncio.to_thread(watched.process.start)
+
+
+PARENT = """
+import asyncio, os
+from gpu_worker.engine_pipe import EngineOptions
+from gpu_worker.engine_process import EngineProcess
+from gpu_worker.engines.engine import EngineJob
+from gpu_worker.events import EngineProgress, EngineReady
+from gpu_worker.model_store import EngineChoice, Fake, FluxFolder
+from proto.messages import ImageParameters
+
+async def run():
+    parameters = ImageParameters(height=8, width=8, steps=1000, guidance=1.0, seed=1)
+    job = EngineJob(execution_id=bytes(16), job_id=bytes(16), prompt="{prompt}", parameters=parameters)
+
+    def hear(event):
+        if isinstance(event, EngineReady):
+            engine.run(job)
+        if isinstance(event, EngineProgress) and event.step == 1:
+            print(engine.pid, flush=True)
+
+    engine = EngineProcess(1, Fake(step_s=0.01, load_s=0.0, faults=True), EngineOptions(), hear)
+    engine.start()
+    await asyncio.Event().wait()
+
+if __name__ == "__main__":
+    asyncio.run(run())
+"""
+
+
+@pytest.mark.parametrize("prompt", ["busy", "!hang@2"])
+@pytest.mark.parametrize("freeze", [False, True])
+def test_a_killed_worker_leaves_no_process_behind(tmp_path: Path, prompt: str, freeze: bool) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT.replace("{prompt}", prompt))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=environment) as worker:
+        assert worker.stdout is not None
+        engine_pid = int(worker.stdout.readline())
+        children = [child.pid for child in psutil.Process(worker.pid).children(recursive=True)]
+        exits = [os.pidfd_open(pid) for pid in children]
+        if freeze:
+            os.kill(engine_pid, signal.SIGSTOP)
+        worker.kill()
+    assert engine_pid in children
+    try:
+        assert all(has_ended(exit_) for exit_ in exits)
+    finally:
+        for exit_ in exits:
+            os.close(exit_)
+
+
+def has_ended(pidfd: int) -> bool:
+    """Waits for it."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(LIMIT_S * 1000))

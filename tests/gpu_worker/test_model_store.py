@@ -1,0 +1,114 @@
+"""Which engine the settings mean, and what is said about a model folder that cannot be used."""
+
+import json
+import pickle  # noqa: TID251 - the choice crosses the pipe to the engine process
+from pathlib import Path
+
+import pytest
+
+from gpu_worker.engines.engine import ModelUnusable
+from gpu_worker.model_store import Embedded, EngineChoice, EngineName, Fake, FluxFolder, choose_engine
+
+FAKE = Fake(step_s=0.1, load_s=0.0, faults=False)
+INDEX = {
+    "_class_name": "FluxPipeline",
+    "transformer": ["diffusers", "FluxTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "T5TokenizerFast"],
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+}
+WEIGHTED = ("transformer", "vae", "text_encoder", "text_encoder_2")
+
+
+@pytest.fixture
+def flux_folder(tmp_path: Path) -> Path:
+    """What looks like a FLUX model; its tensors are empty files."""
+    folder = tmp_path / "FLUX.1-dev"
+    for name in INDEX:
+        if not name.startswith("_"):
+            (folder / name).mkdir(parents=True)
+            (folder / name / "config.json").write_text("{}")
+    for name in WEIGHTED:
+        (folder / name / "model.safetensors").touch()
+    (folder / "model_index.json").write_text(json.dumps(INDEX))
+    return folder
+
+
+def choose(engine: EngineName, folder: Path) -> EngineChoice:
+    return choose_engine(engine, model_dir=folder, cache_dir=folder.parent / "cache", fake=FAKE)
+
+
+def test_auto_takes_a_flux_folder(flux_folder: Path) -> None:
+    assert choose("auto", flux_folder) == choose("flux", flux_folder) == FluxFolder(path=flux_folder)
+
+
+def test_auto_without_a_folder_is_the_embedded_model_and_says_so(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    choice = choose("auto", missing)
+    assert isinstance(choice, Embedded)
+    assert str(missing) in choice.warning
+    assert not missing.exists()
+
+
+def test_auto_with_a_foreign_pipeline_is_the_embedded_model(flux_folder: Path) -> None:
+    (flux_folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    assert isinstance(choose("auto", flux_folder), Embedded)
+
+
+def test_auto_does_not_pass_over_a_broken_flux_folder(flux_folder: Path) -> None:
+    (flux_folder / "vae" / "model.safetensors").unlink()
+    with pytest.raises(ModelUnusable, match=r"vae has no \.safetensors"):
+        choose("auto", flux_folder)
+
+
+def test_fake_and_embedded_only_by_name(flux_folder: Path) -> None:
+    assert choose("fake", flux_folder) == FAKE
+    embedded = choose("embedded", flux_folder)
+    assert isinstance(embedded, Embedded)
+    assert "abstract" in embedded.warning
+
+
+def break_index(folder: Path, **changes: object) -> None:
+    (folder / "model_index.json").write_text(json.dumps(INDEX | changes))
+
+
+def test_what_is_wrong_is_named(flux_folder: Path) -> None:
+    def refusal() -> str:
+        with pytest.raises(ModelUnusable) as refused:
+            choose("flux", flux_folder)
+        assert str(flux_folder) in str(refused.value)
+        return str(refused.value)
+
+    (flux_folder / "vae" / "config.json").unlink()
+    (flux_folder / "transformer" / "model.safetensors").rename(
+        flux_folder / "transformer" / "pytorch_model.bin"
+    )
+    (flux_folder / "scheduler" / "config.json").unlink()
+    told = refusal()
+    assert "vae/config.json is missing" in told
+    assert "transformer has no .safetensors file; pytorch_model.bin is not read" in told
+    assert "scheduler has no .json file" in told
+    (flux_folder / "scheduler").rmdir()
+    assert "folder scheduler is missing" in refusal()
+    (flux_folder / "text_encoder" / "config.json").write_text('{"quantization_config": {"bits": 4}}')
+    assert "text_encoder is quantized" in refusal()
+    break_index(flux_folder, vae=["my_module", "MyCoder"], transformer=None)
+    assert "vae is ['my_module', 'MyCoder'], expected AutoencoderKL" in refusal()
+    break_index(flux_folder, _class_name="SomethingElse")
+    assert "'SomethingElse', not 'FluxPipeline'" in refusal()
+    (flux_folder / "model_index.json").write_text("[1]")
+    assert "JSON object" in refusal()
+    (flux_folder / "model_index.json").write_bytes(b"\xff{")
+    assert "cannot be read" in refusal()
+    (flux_folder / "model_index.json").unlink()
+    assert "no model_index.json" in refusal()
+    flux_folder.rename(flux_folder.with_name("elsewhere"))
+    assert "no such folder" in refusal()
+
+
+def test_choices_cross_the_pipe(tmp_path: Path) -> None:
+    for choice in (FAKE, FluxFolder(path=tmp_path), Embedded(cache_dir=tmp_path, warning="w")):
+        assert pickle.loads(pickle.dumps(choice)) == choice

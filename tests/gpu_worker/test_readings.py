@@ -1,0 +1,230 @@
+"""Readings with no GPU, several, and drivers that fail in parts."""
+
+# ruff: noqa: N802, ARG002 - the stand-in has NVML's names and parameters
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from gpu_worker.readings import Nvml, ReadingsTaker, device_label, visible_handles
+
+MIB = 1024 * 1024
+
+
+class FakeNvmlError(Exception):
+    pass
+
+
+@dataclass
+class FakeGpu:
+    uuid: str
+    index: int
+    used_mb: int = 100
+    total_mb: int = 1000
+    silent: set[str] = field(default_factory=set)
+    """Names of the readings that it refuses."""
+
+
+@dataclass(frozen=True)
+class FakeMemory:
+    used: int
+    total: int
+
+
+@dataclass(frozen=True)
+class FakeRates:
+    gpu: int
+
+
+class FakeNvml:
+    """Stands in for the module `pynvml`."""
+
+    NVMLError = FakeNvmlError
+
+    def __init__(self, *gpus: FakeGpu, driver: bool = True) -> None:
+        self.gpus = list(gpus)
+        self.driver = driver
+        self.starts = 0
+
+    def nvmlInit(self) -> None:
+        self.starts += 1
+        self._need(self.driver)
+
+    def nvmlShutdown(self) -> None:
+        self._need(self.driver)
+
+    def nvmlDeviceGetCount(self) -> int:
+        self._need(self.driver)
+        return len(self.gpus)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> FakeGpu:
+        self._need(index < len(self.gpus) and "handle" not in self.gpus[index].silent)
+        return self.gpus[index]
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> FakeGpu:
+        found = [gpu for gpu in self.gpus if gpu.uuid == uuid]
+        self._need(bool(found))
+        return found[0]
+
+    def nvmlDeviceGetIndex(self, handle: FakeGpu) -> int:
+        return self._read(handle, "index", lambda: handle.index)
+
+    def nvmlDeviceGetUUID(self, handle: FakeGpu) -> str:
+        return self._read(handle, "uuid", lambda: handle.uuid)
+
+    def nvmlDeviceGetName(self, handle: FakeGpu) -> str:
+        return self._read(handle, "name", lambda: "Test GPU")
+
+    def nvmlDeviceGetMemoryInfo(self, handle: FakeGpu) -> FakeMemory:
+        return self._read(handle, "memory", lambda: FakeMemory(handle.used_mb * MIB, handle.total_mb * MIB))
+
+    def nvmlDeviceGetUtilizationRates(self, handle: FakeGpu) -> FakeRates:
+        return self._read(handle, "utilization", lambda: FakeRates(42))
+
+    def nvmlDeviceGetTemperature(self, handle: FakeGpu, sensor: int) -> int:
+        return self._read(handle, "temperature", lambda: 61)
+
+    def _read(self, handle: FakeGpu, name: str, read: Callable[[], Any]) -> Any:
+        self._need(name not in handle.silent)
+        return read()
+
+    def _need(self, holds: bool) -> None:
+        if not holds:
+            raise FakeNvmlError("refused")
+
+
+def three_gpus() -> FakeNvml:
+    return FakeNvml(*(FakeGpu(f"GPU-{number}{number}aa-bb", number) for number in range(3)))
+
+
+def test_host_readings_are_plausible() -> None:
+    taker = ReadingsTaker(None, FakeNvml(driver=False))
+    for readings in (taker.take(), taker.take()):
+        assert 0 <= readings.cpu_percent <= 100
+        assert 0 < readings.ram_used_mb < readings.ram_total_mb
+        assert readings.gpus == ()
+
+
+def test_cpu_percent_is_that_of_the_time_between_two_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class Times:
+        user: float
+        idle: float
+        iowait: float
+        guest: float
+
+        def __iter__(self) -> Any:
+            return iter((self.user, self.idle, self.iowait, self.guest))
+
+    readings = iter([Times(10, 80, 10, 5), Times(40, 140, 20, 5), Times(40, 140, 20, 5)])
+    monkeypatch.setattr("gpu_worker.readings.psutil.cpu_times", lambda: next(readings))
+    taker = ReadingsTaker("", FakeNvml())
+    assert taker.take().cpu_percent == pytest.approx(30)
+    assert taker.take().cpu_percent == 0, "no time has passed"
+
+
+def test_all_gpus_are_read() -> None:
+    gpus = ReadingsTaker(None, three_gpus()).take().gpus
+    assert [gpu.uuid for gpu in gpus] == ["GPU-00aa-bb", "GPU-11aa-bb", "GPU-22aa-bb"]
+    first = gpus[0]
+    assert (first.name, first.memory_used_mb, first.memory_total_mb) == ("Test GPU", 100, 1000)
+    assert (first.utilization_percent, first.temperature_celsius) == (42, 61)
+
+
+def test_a_driver_without_gpus() -> None:
+    assert ReadingsTaker(None, FakeNvml()).take().gpus == ()
+
+
+@pytest.mark.parametrize(
+    ("visible", "indices"),
+    [
+        (None, [0, 1, 2]),
+        ("", []),
+        ("-1", []),
+        ("2, 0", [2, 0]),
+        ("1,9,0", [1]),
+        ("9", []),
+        ("GPU-22aa-bb", [2]),
+        ("GPU-1,GPU-00", [1, 0]),
+        ("GPU-7,0", []),
+        ("MIG-1", []),
+        ("nonsense,0", []),
+        ("²", []),
+    ],
+)
+def test_only_gpus_that_cuda_shows(visible: str | None, indices: list[int]) -> None:
+    assert [handle.index for handle in visible_handles(three_gpus(), visible)] == indices
+
+
+def test_a_slice_of_a_gpu_is_found_by_its_uuid() -> None:
+    nvml = three_gpus()
+    nvml.gpus.append(FakeGpu("MIG-5", 0, silent={"utilization", "temperature", "index"}))
+    (reading,) = ReadingsTaker("MIG-5", nvml).take().gpus
+    assert (reading.uuid, reading.utilization_percent, reading.temperature_celsius) == ("MIG-5", 0, 0)
+    assert reading.memory_total_mb == 1000
+
+
+@pytest.mark.parametrize("refused", ["name", "utilization", "temperature"])
+def test_one_refused_reading_leaves_the_others(refused: str) -> None:
+    nvml = three_gpus()
+    nvml.gpus[1].silent.add(refused)
+    gpus = ReadingsTaker(None, nvml).take().gpus
+    assert len(gpus) == 3
+    assert gpus[1].memory_used_mb == 100
+
+
+@pytest.mark.parametrize("refused", ["handle", "memory", "uuid"])
+def test_a_lost_gpu_is_left_out(refused: str) -> None:
+    nvml = three_gpus()
+    nvml.gpus[1].silent.add(refused)
+    assert [gpu.uuid[4] for gpu in ReadingsTaker(None, nvml).take().gpus] == ["0", "2"]
+
+
+def test_no_driver_is_said_once_and_quietly() -> None:
+    taker = ReadingsTaker(None, FakeNvml(driver=False))
+    with capture_logs() as logged:
+        taker.take()
+        taker.take()
+    assert [line["log_level"] for line in logged] == ["debug"]
+
+
+def test_a_driver_that_comes_goes_and_comes_back() -> None:
+    nvml = three_gpus()
+    taker = ReadingsTaker(None, nvml)
+    counts = []
+    for nvml.driver in (False, True, True, False, False, True):
+        counts.append(len(taker.take().gpus))
+    assert counts == [0, 3, 3, 0, 0, 3]
+    assert nvml.starts == 4, "started anew only where it was not there"
+
+
+def test_the_installed_library_works_here() -> None:
+    assert isinstance(ReadingsTaker(None).take().gpus, tuple)
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "label"),
+    [
+        ("cpu", None, "cpu"),
+        ("auto", None, "gpu0"),
+        ("auto", "2,1", "gpu2"),
+        ("cuda", "1", "gpu1"),
+        ("cuda:1", "2,1", "gpu1"),
+        ("cuda:2", None, "gpu2"),
+        ("cuda:7", None, "gpu7"),
+        ("auto", "", "cpu"),
+        ("auto", "MIG-5", "gpu0"),
+    ],
+)
+def test_device_labels(device: str, visible: str | None, label: str) -> None:
+    nvml = three_gpus()
+    nvml.gpus.append(FakeGpu("MIG-5", 0, silent={"index"}))
+    assert device_label(device, visible, nvml) == label
+
+
+def test_device_labels_without_a_driver() -> None:
+    nvml: Nvml = FakeNvml(driver=False)
+    assert [device_label(device, None, nvml) for device in ("auto", "cuda:1")] == ["cpu", "gpu1"]

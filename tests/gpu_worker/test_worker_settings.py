@@ -1,0 +1,83 @@
+"""The worker's settings: where they come from, and what is said about bad ones."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from gpu_worker.model_store import Embedded, Fake
+from gpu_worker.settings import WorkerSettings
+from proto.configuration import EXIT_BAD_CONFIGURATION, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def load(*arguments: str) -> WorkerSettings:
+    return load_settings(WorkerSettings, arguments, "gpu_worker")
+
+
+def test_defaults(tmp_path: Path) -> None:
+    settings = load()
+    assert settings.broker_endpoint == "tcp://127.0.0.1:5561"
+    assert settings.worker_id.startswith(f"{socket.gethostname()}-")
+    assert settings.cache_dir == tmp_path / "cache" / "flux-server"
+    assert settings.engine_options.threads is None
+    assert settings.session_limits.held_bytes_max == 64 * 1024 * 1024
+
+
+def test_environment_and_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLUX_WORKER_ENGINE", "fake")
+    monkeypatch.setenv("FLUX_WORKER_FAKE_STEP_S", "2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    settings = load(
+        "--fake-step-s", "0.25", "--fake-faults", "--worker-id", "rack4.gpu-1", "--step-limit-s", "5"
+    )
+    assert settings.engine_choice() == Fake(step_s=0.25, load_s=0.0, faults=True)
+    assert settings.worker_id == "rack4.gpu-1"
+    assert settings.engine_options.cuda_visible_devices == "1,0"
+    assert settings.session_limits.step_s == 5
+
+
+def test_without_a_home_the_cache_is_still_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/to/be/ignored")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert load().cache_dir == Path("/home/somebody/.cache/flux-server")
+    monkeypatch.setenv("HOME", "")
+    assert load().cache_dir.is_absolute()
+
+
+def test_the_embedded_model_is_kept_in_the_cache_folder(tmp_path: Path) -> None:
+    choice = load(
+        "--model-dir", str(tmp_path / "none"), "--cache-dir", str(tmp_path / "kept")
+    ).engine_choice()
+    assert isinstance(choice, Embedded)
+    assert choice.cache_dir == tmp_path / "kept"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--engine", "flx"], ["--engine (FLUX_WORKER_ENGINE): 'flx'", "'embedded'"]),
+        (["--device", "cuda:x"], ["--device", "'cuda:x'", "cuda:N"]),
+        (["--threads", "-1"], ["--threads", "greater than or equal to 0"]),
+        (["--worker-id", "a b"], ["--worker-id", "'a b'", "characters"]),
+        (["--broker-endpoint", "tcp://10.0.0.1:5561"], ["--broker-endpoint", "this host"]),
+        (["--step-limit-s", "0"], ["--step-limit-s", "greater than 0"]),
+        (["--held-bytes-max", "5"], ["--held-bytes-max"]),
+        (["--engine-backoff-s", "9", "--engine-backoff-max-s", "3"], ["engine_backoff_max_s"]),
+        (["--fake-step-s", "nan"], ["--fake-step-s"]),
+    ],
+)
+def test_a_bad_value_is_named(
+    arguments: list[str], told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        load(*arguments)
+    assert ended.value.code == EXIT_BAD_CONFIGURATION
+    complaint = capsys.readouterr().err
+    for part in told:
+        assert part in complaint

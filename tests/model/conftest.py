@@ -1,0 +1,32 @@
+"""The embedded model, built once, on one thread: more of them would give other pixels, and no faster."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpu_worker.engines.offline import prepare_environment
+
+prepare_environment()
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def embedded_folder(cache_dir: Path) -> Path:
+    from gpu_worker.embedded_model import embedded_model_folder  # noqa: PLC0415 - imports torch
+
+    return embedded_model_folder(cache_dir)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    import torch  # noqa: PLC0415
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
