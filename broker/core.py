@@ -1,4 +1,4 @@
-"""The broker's decisions, without sockets and clock. Told by `events.py`, answering with `actions.py`.
+"""The broker's decisions, without sockets and clock: `events.py` in, `actions.py` out.
 
 What it knows of workers and jobs is a cache, rebuilt from their reports. What it wants of a worker is never
 stored but derived from the job table whenever a view is made (PROTOCOL.md §5.7).
@@ -35,7 +35,7 @@ class Broker:
         timing: Timing,
         queue_limit: int = 0,
     ) -> None:
-        """`epoch` is random and names this life of the broker; `queue_limit` counts new jobs that may wait."""
+        """`epoch` is random and names this life of the broker; `queue_limit` new jobs may wait."""
         self.state = BrokerState(
             broker_id=broker_id,
             epoch=epoch,
@@ -81,7 +81,7 @@ class Broker:
         check_tables(self.state.workers, self.state.jobs, self.state.frontends)
 
     def _make_round(self, now: float) -> None:
-        """Look after everybody. Rounds are `probe_interval_s` apart, and everything here is as punctual as that."""
+        """Look after everybody. Rounds are `probe_interval_s` apart: nothing here is more punctual."""
         self._next_round_at = None
         self._worker_side.watch(now)
         self._frontend_side.watch(now)

@@ -1,4 +1,4 @@
-"""How long jobs take, learnt from those that ended: for the retry delay, and for deadlines that cannot be met."""
+"""How long jobs take, learnt from those that ended: for retry delays and deadlines that cannot be met."""
 
 import math
 from collections import deque
@@ -40,7 +40,7 @@ class RunTimes:
         return max(min(seconds), intercept + slope * work_units(parameters))
 
     def lower_bound_s(self, parameters: ImageParameters) -> float:
-        """The shortest time of any execution at least as large as the largest one that is not larger than this.
+        """The shortest time of any execution as large as the largest one that is not larger than this.
 
         More work never takes less time on the fastest worker, so this holds without any model of the cost.
         0 where nothing as small was observed.

@@ -44,7 +44,7 @@ class FrontendSide:
             case Leave(incarnation=incarnation):
                 frontend = self._state.frontends.get(incarnation)
                 if frontend is not None:
-                    self._lose_frontend(frontend, "left", now)
+                    self._lose_frontend(frontend, "left")
             case _:
                 assert_never(message)
 
@@ -60,7 +60,7 @@ class FrontendSide:
             if job.job_id in listed:
                 self._job_life.deliver_again_if_due(job, now)
             else:
-                self._job_life.end(job, now)
+                self._job_life.end(job)
         self._state.send_statuses(frontend, *(self._status(entry.job_id) for entry in report.jobs))
 
     def _heard_frontend(self, route: bytes, message: FrontendReport | Submit, now: float) -> Frontend:
@@ -85,6 +85,7 @@ class FrontendSide:
             job = self._job_life.admit(submit, now)
         else:
             job.owner, job.submit_seq = submit.incarnation, submit.seq
+            job.deadline = now + submit.claim.remaining_ms / 1000
         before = job.state
         self._job_life.dispatch(now)
         if job.state is before:
@@ -115,10 +116,10 @@ class FrontendSide:
     def watch(self, now: float) -> None:
         for frontend in list(self._state.frontends):
             if now - frontend.heard_at >= self._state.timing.peer_lost_s:
-                self._lose_frontend(frontend, "silent", now)
+                self._lose_frontend(frontend, "silent")
 
-    def _lose_frontend(self, frontend: Frontend, reason: str, now: float) -> None:
+    def _lose_frontend(self, frontend: Frontend, reason: str) -> None:
         self._state.frontends.remove(frontend)
         self._state.note("frontend lost", "warning", frontend_id=frontend.frontend_id, reason=reason)
         for job in self._state.jobs.owned_by(frontend.incarnation):
-            self._job_life.end(job, now)
+            self._job_life.end(job)

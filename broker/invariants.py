@@ -1,4 +1,4 @@
-"""What must hold between the broker's tables after every event, whatever the peers did. Run after each step of a test."""
+"""What must hold between the broker's tables after every event, whatever the peers did."""
 
 from broker.frontends import FrontendTable
 from broker.jobs import MAX_ATTEMPTS, Dispatched, JobTable
@@ -7,11 +7,11 @@ from broker.workers import Offered, Running, Worker, WorkerTable
 
 def check_tables(workers: WorkerTable, jobs: JobTable, frontends: FrontendTable) -> None:
     """Raises AssertionError, naming what does not hold."""
-    _check_jobs(workers, jobs, frontends)
+    _check_jobs(jobs, frontends)
     _check_workers(workers, jobs)
 
 
-def _check_jobs(workers: WorkerTable, jobs: JobTable, frontends: FrontendTable) -> None:
+def _check_jobs(jobs: JobTable, frontends: FrontendTable) -> None:
     current = [job.current_execution for job in jobs if job.current_execution is not None]
     assert len(current) == len(set(current)), "one execution for two jobs"
     for job in jobs:
@@ -32,6 +32,6 @@ def _check_workers(workers: WorkerTable, jobs: JobTable) -> None:
 
 
 def _check_place(worker: Worker, execution_id: bytes) -> None:
-    """A dispatched execution is in its worker's slot, or held there with its outcome still to be sent again."""
+    """A dispatched execution is in its worker's slot, or held there with its outcome to be sent again."""
     in_slot = isinstance(worker.slot, Offered | Running) and worker.slot.execution_id == execution_id
     assert in_slot or worker.holds(execution_id), "a job on a worker that neither runs nor holds it"

@@ -102,10 +102,11 @@ class JobLife:
         job = self._state.jobs.dispatched_as(job_id, execution_id)
         if job is not None:
             job.attempts -= 1
-            failure = JobFailed(code=FailureCode.WORKER_LOST, detail="the worker did not begin it")
-            self.put_back(job, failure, now)
+            not_begun = JobFailed(code=FailureCode.WORKER_LOST, detail="the worker did not begin it")
+            self.put_back(job, job.last_failure or not_begun, now)
 
     def put_back(self, job: Job, failure: JobFailed, now: float) -> None:
+        job.last_failure = failure
         if job.attempts >= MAX_ATTEMPTS:
             self.fail(job, self._own_outcome(job, failure), now)
         else:
@@ -178,7 +179,7 @@ class JobLife:
     def _is_due(self, passed_on_at: float, now: float) -> bool:
         return now - passed_on_at >= self._state.timing.repeat_after_s
 
-    def end(self, job: Job, now: float) -> None:
+    def end(self, job: Job) -> None:
         """Nobody waits for it any more: because it was delivered, or because it was given up."""
         if job.is_active:
             self._state.counters.cancelled += 1
@@ -199,6 +200,6 @@ class JobLife:
 
     def watch(self, job: Job, now: float) -> None:
         if now >= job.deadline + self._state.timing.heartbeat_interval_s:
-            self.end(job, now)  # Its frontend has answered long ago, by its own clock.
+            self.end(job)  # Its frontend has answered long ago, by its own clock.
         elif isinstance(job.state, Returned) and now >= job.state.give_up_at:
             self.fail(job, self._own_outcome(job, job.state.failure), now)

@@ -26,7 +26,7 @@ MAX_ATTEMPTS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """Admitted for the first time, or accepted by an earlier broker; waits for its turn until its deadline."""
+    """Admitted for the first time; it waits for its turn until its deadline."""
 
     since: float
 
@@ -51,7 +51,7 @@ class Dispatched:
 
 @dataclass(frozen=True, slots=True)
 class Delivering:
-    """Its image was passed on to its frontend; the worker holds it until the frontend stops listing the job."""
+    """Its image was passed on; the worker holds it until the frontend stops listing the job."""
 
     worker_id: str
     execution_id: bytes
@@ -84,6 +84,8 @@ class Job:
     state: State
     last_worker_id: str | None = None
     """Where the latest attempt was; the next one goes elsewhere if it can."""
+    last_failure: JobFailed | None = None
+    """Of the latest attempt that counted."""
 
     @property
     def job_id(self) -> bytes:

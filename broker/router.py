@@ -31,6 +31,7 @@ from proto.codec import (
 )
 from proto.failures import RefusalReason
 from proto.identifiers import new_identifier
+from proto.logs import write_note
 from proto.messages import (
     MAX_IMAGE_BYTES,
     Body,
@@ -43,7 +44,7 @@ from proto.messages import (
     Submit,
     WorkerReport,
 )
-from proto.notes import Note, write_note
+from proto.notes import Note
 from proto.sockets import LoopSocket, SendResult, close_context
 from proto.violations import ViolationLog
 

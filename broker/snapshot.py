@@ -1,4 +1,4 @@
-"""What the metrics show of the broker: derived from its tables when asked for, with the few counters it keeps."""
+"""What the metrics show of the broker: derived from its tables when asked for, and a few counters."""
 
 import dataclasses
 from collections import Counter

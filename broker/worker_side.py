@@ -1,6 +1,6 @@
 """What workers say, and what it means for them and their jobs."""
 
-from typing import assert_never
+from typing import Final, assert_never
 
 from broker.job_life import JobLife
 from broker.state import BrokerState
@@ -8,9 +8,12 @@ from broker.workers import Idle, Offered, Running, Slot, Unclear, Worker
 from proto.failures import RETRYABLE_FAILURES, FailureCode, RefusalReason
 from proto.messages import JobFailed, Leave, Outcome, Refuse, ToBrokerFromWorker, WorkerReport
 
+ENGINE_GONE: Final = frozenset({FailureCode.ENGINE_CRASHED, FailureCode.ENGINE_HUNG})
+"""After these a worker takes no START, and its next report says so."""
+
 
 class WorkerSide:
-    """The only one that changes what is believed of a worker, but for `JobLife.dispatch`, which fills its slot."""
+    """The only one that changes what is believed of a worker; only `JobLife.dispatch` fills its slot."""
 
     def __init__(self, state: BrokerState, job_life: JobLife) -> None:
         self._state = state
@@ -21,9 +24,9 @@ class WorkerSide:
             case WorkerReport():
                 self._worker_reported(route, message, now)
             case Outcome():
-                self._outcome_came(message, now)
+                self._outcome_came(route, message, now)
             case Refuse():
-                self._start_refused(route, message, now)
+                self._start_refused(message, now)
             case Leave():
                 self._worker_left(message, now)
             case _:
@@ -41,7 +44,9 @@ class WorkerSide:
             return
         worker.report, worker.route, worker.seq = report, route, report.seq
         worker.heard_at, worker.unreachable_since = now, None
+        before = worker.slot
         worker.slot = self._slot_after_report(worker, now)
+        self._take_back_missing(worker, before, now)
         self._state.send_worker_view(worker)
 
     def _register(self, route: bytes, report: WorkerReport, now: float) -> Worker:
@@ -57,37 +62,45 @@ class WorkerSide:
         return worker
 
     def _slot_after_report(self, worker: Worker, now: float) -> Slot:
-        """What the worker's own words make of what was believed of it. Repairs a lost START or OUTCOME."""
+        """What the worker's own words make of what was believed of it."""
         running, before = worker.report.running, worker.slot
         if running is not None:
-            if isinstance(before, Offered) and before.execution_id != running.execution_id:
-                self._job_life.take_back(before.job_id, before.execution_id, now)
             return Running(running.claim.job_id, running.execution_id)
         match before:
             case Idle():
                 return before
-            case Unclear():
-                return Idle(now)
-            case Offered(job_id=job_id, execution_id=execution_id, sent_at=sent_at):
-                if worker.holds(execution_id):
-                    return Idle(now)
-                if now - sent_at < self._state.timing.repeat_after_s:
-                    return before  # This report may have crossed the START.
-                job = self._state.jobs.dispatched_as(job_id, execution_id)
-                if job is None:
-                    return Idle(now)
-                self._job_life.send_start(worker, job, execution_id, now)
-                return Offered(job_id, execution_id, now)
-            case Running(job_id=job_id, execution_id=execution_id):
-                job = self._state.jobs.dispatched_as(job_id, execution_id)
-                if job is not None and not worker.holds(execution_id):
-                    failure = JobFailed(code=FailureCode.WORKER_LOST, detail="the worker lost the outcome")
-                    self._job_life.put_back(job, failure, now)
+            case Offered(execution_id=execution_id) if not worker.holds(execution_id):
+                return self._offered_again(worker, before, now)
+            case Offered() | Running() | Unclear():
                 return Idle(now)
             case _:
                 assert_never(before)
 
-    def _start_refused(self, route: bytes, refuse: Refuse, now: float) -> None:
+    def _offered_again(self, worker: Worker, offered: Offered, now: float) -> Slot:
+        """The report knows nothing of the START: it may have crossed it on its way, or the START was lost."""
+        if now - offered.sent_at < self._state.timing.repeat_after_s:
+            return offered
+        job = self._state.jobs.dispatched_as(offered.job_id, offered.execution_id)
+        if job is None:
+            return Idle(now)
+        self._job_life.send_start(worker, job, offered.execution_id, now)
+        return Offered(offered.job_id, offered.execution_id, now)
+
+    def _take_back_missing(self, worker: Worker, before: Slot, now: float) -> None:
+        """Jobs that are believed to be on this worker, and of which it knows nothing."""
+        slot = worker.slot
+        for job in self._state.jobs.on_worker(worker.worker_id):
+            execution_id = job.current_execution
+            in_slot = isinstance(slot, Offered | Running) and slot.execution_id == execution_id
+            if execution_id is None or in_slot or worker.holds(execution_id):
+                continue
+            if isinstance(before, Offered) and before.execution_id == execution_id:
+                self._job_life.take_back(job.job_id, execution_id, now)
+            else:
+                failure = JobFailed(code=FailureCode.WORKER_LOST, detail="the worker lost the outcome")
+                self._job_life.put_back(job, failure, now)
+
+    def _start_refused(self, refuse: Refuse, now: float) -> None:
         for worker in self._state.workers:
             if isinstance(worker.slot, Offered) and worker.slot.execution_id == refuse.execution_id:
                 self._state.note(
@@ -109,7 +122,8 @@ class WorkerSide:
                 isinstance(worker.slot, Offered | Running)
                 and worker.slot.execution_id == outcome.execution_id
             ):
-                worker.slot = Idle(now)
+                engine_gone = outcome.failure is not None and outcome.failure.code in ENGINE_GONE
+                worker.slot = Unclear() if engine_gone else Idle(now)
         job = self._state.jobs.get(outcome.job_id)
         if job is None or job.current_execution != outcome.execution_id:
             self._state.counters.dropped_outcomes += 1

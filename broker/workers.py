@@ -1,4 +1,4 @@
-"""The workers as the broker knows them: a cache of what they last reported, and what was sent to them since."""
+"""The workers as the broker knows them: what they last reported, and what was sent to them since."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Unclear:
-    """It refused a START; its next report will tell why."""
+    """It refused a START, or its engine is gone; its next report will tell more."""
 
 
 Slot = Idle | Offered | Running | Unclear

@@ -30,7 +30,8 @@ class Component:
 
     @property
     def command(self) -> tuple[str, ...]:
-        return sys.executable, "-m", self.package
+        # -P: what lies in the folder where we happen to run must not take our packages' place.
+        return sys.executable, "-P", "-m", self.package
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The job desk's shell: one DEALER socket, one timer, and a future for each RPC that waits. It decides nothing."""
+"""The job desk's shell: a DEALER socket, a timer, a future for each RPC that waits. It decides nothing."""
 
 import asyncio
 from collections.abc import Callable
@@ -25,9 +25,9 @@ from proto.actor import Mailbox
 from proto.codec import SLACK_BYTES
 from proto.dealer import BrokerLink
 from proto.identifiers import new_identifier
-from proto.logs import short_id
+from proto.logs import short_id, write_note
 from proto.messages import MAX_IMAGE_BYTES, FrontendView, Message, Outcome, Refuse, Snapshot
-from proto.notes import Note, write_note
+from proto.notes import Note
 from proto.sockets import close_context
 
 SNAPSHOT_LIMIT_S: Final = 1.0
@@ -92,6 +92,15 @@ class BrokerClient:
                 self._mailbox.tell(WaiterLeft(job_id=job_id))
 
     async def service_picture(self) -> ServicePicture:
+        if self.broker_alive:
+            await self._ask_for_picture()
+        snapshot, taken_at = self._picture or (None, self._loop.time())
+        return ServicePicture(
+            snapshot=snapshot, age_s=self._loop.time() - taken_at, broker_alive=self.broker_alive
+        )
+
+    async def _ask_for_picture(self) -> None:
+        """Until it has come, or for a short time: callers at the same time share one request."""
         if self._picture_wanted is None:
             self._picture_wanted = self._loop.create_future()
             self._mailbox.tell(SnapshotWanted())
@@ -99,10 +108,6 @@ class BrokerClient:
         await asyncio.wait([wanted], timeout=SNAPSHOT_LIMIT_S)
         if self._picture_wanted is wanted:
             self._picture_wanted = None  # It may have been lost: the next caller asks again.
-        snapshot, taken_at = self._picture or (None, self._loop.time())
-        return ServicePicture(
-            snapshot=snapshot, age_s=self._loop.time() - taken_at, broker_alive=self.broker_alive
-        )
 
     def drain(self) -> None:
         self._mailbox.tell(DrainRequested())

@@ -1,4 +1,4 @@
-"""The frontend's decisions about jobs, without sockets and clock. Told by `events.py`, answering with `actions.py`.
+"""The frontend's decisions about jobs, without sockets and clock: `events.py` in, `actions.py` out.
 
 It owns each job until its RPC has ended: it reports the open ones, submits again what a broker does not know,
 and ends each with the first outcome that arrives or at its deadline, whatever the broker does.

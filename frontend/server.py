@@ -106,15 +106,17 @@ def _grpc_server(
 
 
 def _server_options(settings: FrontendSettings) -> list[tuple[str, int]]:
+    timeout_ms = round(settings.keepalive_timeout_s * 1000)
     return [
         ("grpc.so_reuseport", 0),  # a taken port is an error, not a port shared with a stranger
         ("grpc.max_receive_message_length", REQUEST_MAX_BYTES),
         ("grpc.max_send_message_length", MAX_IMAGE_BYTES + REQUEST_MAX_BYTES),
-        # A client that froze or whose network is gone does not say so: ask, also while a call is quiet.
+        # A client that froze or whose network is gone does not say so: ask, but only while it waits for a
+        # job. A probe of a client that still downloads its image would queue behind it, and cut it off.
         ("grpc.keepalive_time_ms", round(settings.keepalive_interval_s * 1000)),
-        ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.keepalive_permit_without_calls", 0),
+        ("grpc.keepalive_timeout_ms", timeout_ms),
+        ("grpc.http2.ping_timeout_ms", timeout_ms),  # without it the one above never ended a call
         # Clients may ask as well; by default one that does so more often than every 300 s is cut off.
         ("grpc.http2.min_ping_interval_without_data_ms", 1000),
     ]

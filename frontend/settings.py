@@ -25,7 +25,7 @@ def _default_frontend_id() -> str:
 
 
 class FrontendSettings(ComponentSettings):
-    """Read once, at the start."""
+    """The gRPC and HTTP side of the image service. Settings are read once, at the start."""
 
     model_config = SettingsConfigDict(env_prefix="FLUX_FRONTEND_")
 
@@ -74,10 +74,10 @@ class FrontendSettings(ComponentSettings):
         25.0, ge=0, le=3600, description="how long a stopping frontend waits for the jobs it has open, s"
     )
     keepalive_interval_s: float = Field(
-        5.0, ge=1, le=3600, description="silence after which a client's connection is probed, s"
+        5.0, ge=1, le=3600, description="silence after which a client that waits for a job is probed, s"
     )
     keepalive_timeout_s: float = Field(
-        5.0,
+        10.0,
         ge=0.5,
         le=3600,
         description="how long a probed client may take before its calls are cancelled, s",

@@ -1,4 +1,4 @@
-"""What a worker session can want done. What it is told is in `events.py`; the session itself in `session.py`."""
+"""What a worker session can want done. What it is told is in `events.py`, the session in `session.py`."""
 
 from dataclasses import dataclass
 

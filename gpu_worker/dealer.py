@@ -1,4 +1,4 @@
-"""The session's shell: one DEALER socket, one engine process, one timer, and the readings. It decides nothing."""
+"""The session's shell: a DEALER socket, an engine process, a timer, and the readings. It decides nothing."""
 
 import asyncio
 import platform
@@ -26,13 +26,14 @@ from proto.actor import Mailbox
 from proto.codec import MAX_HEADER_BYTES
 from proto.dealer import BrokerLink
 from proto.identifiers import new_identifier
+from proto.logs import write_note
 from proto.messages import Message, Readings, Refuse, Start, WorkerView
-from proto.notes import Note, write_note
+from proto.notes import Note
 from proto.sockets import close_context
 from proto.timing import Timing
 
 GONE_LIMIT_S: Final = 5.0
-"""For a killed engine process to be reaped. One in an uninterruptible driver call may take longer than we wait."""
+"""For a killed engine process to be reaped. One that hangs in a driver call may take longer."""
 
 log = structlog.get_logger()
 

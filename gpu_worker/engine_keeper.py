@@ -1,4 +1,4 @@
-"""The life of the engine processes: one at a time, replaced when it dies, with a pause that grows if it keeps dying.
+"""The life of the engine processes: one at a time, replaced when it dies, after a pause that grows.
 
 Pure: it says what to start and what to kill; `session.py` puts that into actions.
 """

@@ -1,4 +1,4 @@
-"""The worker's decisions, without sockets, processes and clock. Told by `events.py`, answering with `actions.py`.
+"""The worker's decisions, without sockets, processes and clock: `events.py` in, `actions.py` out.
 
 Its slot is the truth about what runs (DESIGN.md). It registers by reporting, runs one job at a time in an
 engine process that it replaces when it dies or hangs, and holds each outcome until the broker releases it.
@@ -80,7 +80,7 @@ class Session:
     started_at: float
 
     engine: EngineKeeper = field(init=False)
-    slot: Slot = Free()
+    slot: Slot = field(default_factory=Free)
     held: OutcomeStore = field(init=False)
     contact: BrokerContact = field(init=False)
     drain_deadline: float | None = None

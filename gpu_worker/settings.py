@@ -11,9 +11,9 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from gpu_worker.engine_pipe import EngineOptions
+from gpu_worker.limits import SessionLimits
 from gpu_worker.model_store import EngineChoice, EngineName, Fake, choose_engine
 from gpu_worker.readings import device_label
-from gpu_worker.limits import SessionLimits
 from proto.configuration import ComponentSettings, LoopbackEndpoint
 
 _DEVICE: Final = re.compile(r"auto|cpu|cuda(?::[0-9]{1,3})?")

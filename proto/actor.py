@@ -7,12 +7,13 @@ from typing import Generic, Protocol, TypeVar
 
 Event = TypeVar("Event")
 Action = TypeVar("Action")
+EventIn_contra = TypeVar("EventIn_contra", contravariant=True)
 
 
-class Core(Protocol[Event, Action]):
+class Core(Protocol[EventIn_contra, Action]):
     """A core decides; `now` is on a monotonic clock, in seconds."""
 
-    def handle(self, event: Event, now: float) -> list[Action]: ...
+    def handle(self, event: EventIn_contra, now: float) -> list[Action]: ...
 
     def next_deadline(self) -> float | None: ...
 
@@ -53,6 +54,7 @@ class Mailbox(Generic[Event, Action]):
 
     def close(self) -> None:
         self._closed = True
+        self._waiting.clear()
         if self._timer is not None:
             self._timer.cancel()
 

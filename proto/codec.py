@@ -139,7 +139,7 @@ def _header_of(frame: Body) -> dict[str, Any]:
         fields = msgpack.unpackb(
             frame, max_array_len=MAX_LISTED, max_map_len=MAX_KEYS, max_ext_len=0, strict_map_key=True
         )
-    except Exception as error:  # msgpack raises a dozen kinds, undocumented ones among them
+    except Exception as error:  # noqa: BLE001 - msgpack raises a dozen kinds, undocumented ones among them
         raise ProtocolViolation(
             ViolationKind.HEADER, f"not msgpack within limits: {type(error).__name__}"
         ) from None

@@ -22,7 +22,7 @@ EXIT_CANNOT_START: Final = 69
 IPC_PATH_MAX_BYTES: Final = 107
 """`sun_path` of a unix socket holds 108 bytes with its terminator."""
 
-_TCP_LOOPBACK = re.compile(r"tcp://(?:127\.0\.0\.1|\[::1\]|localhost):(?P<port>\d{1,5})")
+_TCP_LOOPBACK = re.compile(r"tcp://(?:127\.0\.0\.1|\[::1\]|localhost):(?P<port>[0-9]{1,5})")
 
 
 def _loopback_endpoint(value: str) -> str:

@@ -1,4 +1,4 @@
-"""A peer's contact with its broker: when to report, when the broker counts as silent, which life of it answers.
+"""A peer's contact with its broker: when to report, when the broker counts as silent, which life answers.
 
 Pure: the same rules for workers and frontends (PROTOCOL.md §4), on the caller's clock.
 """

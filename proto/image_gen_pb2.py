@@ -4,50 +4,53 @@
 # source: image_gen.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 7, 35, 1, "", "image_gen.proto"
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'image_gen.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x0fimage_gen.proto\x12\x08imagegen"\r\n\x0bPingRequest"\x1f\n\x0cPingResponse\x12\x0f\n\x07message\x18\x01 \x01(\t"\x91\x01\n\x0fGenerateRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x1b\n\x13num_inference_steps\x18\x04 \x01(\x05\x12\x16\n\x0eguidance_scale\x18\x05 \x01(\x02\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed"K\n\x10GenerateResponse\x12\x11\n\timage_png\x18\x01 \x01(\x0c\x12\x16\n\x0einference_time\x18\x02 \x01(\x01\x12\x0c\n\x04seed\x18\x03 \x01(\x04"\x10\n\x0eMetricsRequest"\x93\x01\n\nGpuReading\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0ememory_used_mb\x18\x03 \x01(\x01\x12\x17\n\x0fmemory_total_mb\x18\x04 \x01(\x01\x12\x1b\n\x13utilization_percent\x18\x05 \x01(\x01\x12\x1b\n\x13temperature_celsius\x18\x06 \x01(\x01"\x94\x03\n\x0cWorkerStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06job_id\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12\x11\n\tprecision\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x08 \x01(\t\x12\x0f\n\x07warning\x18\t \x01(\t\x12\r\n\x05phase\x18\n \x01(\t\x12\x0f\n\x07percent\x18\x0b \x01(\r\x12\x0c\n\x04step\x18\x0c \x01(\r\x12\r\n\x05steps\x18\r \x01(\r\x12\x1a\n\x12report_age_seconds\x18\x0e \x01(\x01\x12\x1b\n\x13reading_age_seconds\x18\x0f \x01(\x01\x12\x13\n\x0b\x63pu_percent\x18\x10 \x01(\x01\x12\x13\n\x0bram_used_mb\x18\x11 \x01(\x01\x12\x14\n\x0cram_total_mb\x18\x12 \x01(\x01\x12"\n\x04gpus\x18\x13 \x03(\x0b\x32\x14.imagegen.GpuReading\x12\x17\n\x0f\x65ngine_restarts\x18\x14 \x01(\r"\xaa\x02\n\x0fMetricsResponse\x12\x11\n\tin_flight\x18\x01 \x01(\r\x12\x0e\n\x06queued\x18\x02 \x01(\r\x12\x11\n\tcompleted\x18\x03 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x04\x12\x11\n\tcancelled\x18\x05 \x01(\x04\x12\x39\n\x08rejected\x18\x06 \x03(\x0b\x32\'.imagegen.MetricsResponse.RejectedEntry\x12\'\n\x07workers\x18\x07 \x03(\x0b\x32\x16.imagegen.WorkerStatus\x12\x14\n\x0c\x62roker_alive\x18\x08 \x01(\x08\x12\x13\n\x0b\x61ge_seconds\x18\t \x01(\x01\x1a/\n\rRejectedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\xc4\x01\n\x08ImageGen\x12\x35\n\x04Ping\x12\x15.imagegen.PingRequest\x1a\x16.imagegen.PingResponse\x12\x41\n\x08Generate\x12\x19.imagegen.GenerateRequest\x1a\x1a.imagegen.GenerateResponse\x12>\n\x07Metrics\x12\x18.imagegen.MetricsRequest\x1a\x19.imagegen.MetricsResponseb\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0fimage_gen.proto\x12\x08imagegen\"\r\n\x0bPingRequest\"\x1f\n\x0cPingResponse\x12\x0f\n\x07message\x18\x01 \x01(\t\"\x91\x01\n\x0fGenerateRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x1b\n\x13num_inference_steps\x18\x04 \x01(\x05\x12\x16\n\x0eguidance_scale\x18\x05 \x01(\x02\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"K\n\x10GenerateResponse\x12\x11\n\timage_png\x18\x01 \x01(\x0c\x12\x16\n\x0einference_time\x18\x02 \x01(\x01\x12\x0c\n\x04seed\x18\x03 \x01(\x04\"\x10\n\x0eMetricsRequest\"\x93\x01\n\nGpuReading\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0ememory_used_mb\x18\x03 \x01(\x01\x12\x17\n\x0fmemory_total_mb\x18\x04 \x01(\x01\x12\x1b\n\x13utilization_percent\x18\x05 \x01(\x01\x12\x1b\n\x13temperature_celsius\x18\x06 \x01(\x01\"\x94\x03\n\x0cWorkerStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06job_id\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12\x11\n\tprecision\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x08 \x01(\t\x12\x0f\n\x07warning\x18\t \x01(\t\x12\r\n\x05phase\x18\n \x01(\t\x12\x0f\n\x07percent\x18\x0b \x01(\r\x12\x0c\n\x04step\x18\x0c \x01(\r\x12\r\n\x05steps\x18\r \x01(\r\x12\x1a\n\x12report_age_seconds\x18\x0e \x01(\x01\x12\x1b\n\x13reading_age_seconds\x18\x0f \x01(\x01\x12\x13\n\x0b\x63pu_percent\x18\x10 \x01(\x01\x12\x13\n\x0bram_used_mb\x18\x11 \x01(\x01\x12\x14\n\x0cram_total_mb\x18\x12 \x01(\x01\x12\"\n\x04gpus\x18\x13 \x03(\x0b\x32\x14.imagegen.GpuReading\x12\x17\n\x0f\x65ngine_restarts\x18\x14 \x01(\r\"\xaa\x02\n\x0fMetricsResponse\x12\x11\n\tin_flight\x18\x01 \x01(\r\x12\x0e\n\x06queued\x18\x02 \x01(\r\x12\x11\n\tcompleted\x18\x03 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x04\x12\x11\n\tcancelled\x18\x05 \x01(\x04\x12\x39\n\x08rejected\x18\x06 \x03(\x0b\x32\'.imagegen.MetricsResponse.RejectedEntry\x12\'\n\x07workers\x18\x07 \x03(\x0b\x32\x16.imagegen.WorkerStatus\x12\x14\n\x0c\x62roker_alive\x18\x08 \x01(\x08\x12\x13\n\x0b\x61ge_seconds\x18\t \x01(\x01\x1a/\n\rRejectedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\xc4\x01\n\x08ImageGen\x12\x35\n\x04Ping\x12\x15.imagegen.PingRequest\x1a\x16.imagegen.PingResponse\x12\x41\n\x08Generate\x12\x19.imagegen.GenerateRequest\x1a\x1a.imagegen.GenerateResponse\x12>\n\x07Metrics\x12\x18.imagegen.MetricsRequest\x1a\x19.imagegen.MetricsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "image_gen_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'image_gen_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_METRICSRESPONSE_REJECTEDENTRY"]._loaded_options = None
-    _globals["_METRICSRESPONSE_REJECTEDENTRY"]._serialized_options = b"8\001"
-    _globals["_PINGREQUEST"]._serialized_start = 29
-    _globals["_PINGREQUEST"]._serialized_end = 42
-    _globals["_PINGRESPONSE"]._serialized_start = 44
-    _globals["_PINGRESPONSE"]._serialized_end = 75
-    _globals["_GENERATEREQUEST"]._serialized_start = 78
-    _globals["_GENERATEREQUEST"]._serialized_end = 223
-    _globals["_GENERATERESPONSE"]._serialized_start = 225
-    _globals["_GENERATERESPONSE"]._serialized_end = 300
-    _globals["_METRICSREQUEST"]._serialized_start = 302
-    _globals["_METRICSREQUEST"]._serialized_end = 318
-    _globals["_GPUREADING"]._serialized_start = 321
-    _globals["_GPUREADING"]._serialized_end = 468
-    _globals["_WORKERSTATUS"]._serialized_start = 471
-    _globals["_WORKERSTATUS"]._serialized_end = 875
-    _globals["_METRICSRESPONSE"]._serialized_start = 878
-    _globals["_METRICSRESPONSE"]._serialized_end = 1176
-    _globals["_METRICSRESPONSE_REJECTEDENTRY"]._serialized_start = 1129
-    _globals["_METRICSRESPONSE_REJECTEDENTRY"]._serialized_end = 1176
-    _globals["_IMAGEGEN"]._serialized_start = 1179
-    _globals["_IMAGEGEN"]._serialized_end = 1375
+  DESCRIPTOR._loaded_options = None
+  _globals['_METRICSRESPONSE_REJECTEDENTRY']._loaded_options = None
+  _globals['_METRICSRESPONSE_REJECTEDENTRY']._serialized_options = b'8\001'
+  _globals['_PINGREQUEST']._serialized_start=29
+  _globals['_PINGREQUEST']._serialized_end=42
+  _globals['_PINGRESPONSE']._serialized_start=44
+  _globals['_PINGRESPONSE']._serialized_end=75
+  _globals['_GENERATEREQUEST']._serialized_start=78
+  _globals['_GENERATEREQUEST']._serialized_end=223
+  _globals['_GENERATERESPONSE']._serialized_start=225
+  _globals['_GENERATERESPONSE']._serialized_end=300
+  _globals['_METRICSREQUEST']._serialized_start=302
+  _globals['_METRICSREQUEST']._serialized_end=318
+  _globals['_GPUREADING']._serialized_start=321
+  _globals['_GPUREADING']._serialized_end=468
+  _globals['_WORKERSTATUS']._serialized_start=471
+  _globals['_WORKERSTATUS']._serialized_end=875
+  _globals['_METRICSRESPONSE']._serialized_start=878
+  _globals['_METRICSRESPONSE']._serialized_end=1176
+  _globals['_METRICSRESPONSE_REJECTEDENTRY']._serialized_start=1129
+  _globals['_METRICSRESPONSE_REJECTEDENTRY']._serialized_end=1176
+  _globals['_IMAGEGEN']._serialized_start=1179
+  _globals['_IMAGEGEN']._serialized_end=1375
 # @@protoc_insertion_point(module_scope)

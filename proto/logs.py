@@ -6,11 +6,15 @@ job. Keys never appear, only their fingerprints; prompts only if `log_prompts` i
 
 import logging
 import sys
+from typing import Final
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from proto.configuration import LogFormat, LogLevel
+from proto.notes import Note
+
+OUR_LOGGER: Final = "flux_server"
 
 
 def short_id(identifier: bytes | None) -> str:
@@ -32,10 +36,13 @@ def configure_logging(component: str, level: LogLevel, log_format: LogFormat) ->
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if readable else "iso", utc=not readable),
         add_component,
     ]
+    # Of libraries, `debug` shows no more than `info` does.
+    ours = logging.getLogger(OUR_LOGGER)
+    ours.setLevel(threshold)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        logger_factory=lambda *_names: ours,
         cache_logger_on_first_use=True,
     )
     renderers: list[Processor] = (
@@ -57,3 +64,13 @@ def configure_logging(component: str, level: LogLevel, log_format: LogFormat) ->
     root = logging.getLogger()
     root.handlers[:] = [output]
     root.setLevel(max(threshold, logging.INFO))
+
+
+def write_note(note: Note) -> None:
+    """What a core had to say, as an event of this process."""
+    log = structlog.get_logger()
+    write = {"debug": log.debug, "info": log.info, "warning": log.warning, "error": log.error}[note.level]
+    write(
+        note.event,
+        **{key: value.hex() if isinstance(value, bytes) else value for key, value in note.fields.items()},
+    )

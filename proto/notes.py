@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import structlog
-
 NoteLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -14,12 +12,3 @@ class Note:
     event: str
     fields: Mapping[str, object] = field(default_factory=dict)
     level: NoteLevel = "info"
-
-
-def write_note(note: Note) -> None:
-    log = structlog.get_logger()
-    write = {"debug": log.debug, "info": log.info, "warning": log.warning, "error": log.error}[note.level]
-    write(
-        note.event,
-        **{key: value.hex() if isinstance(value, bytes) else value for key, value in note.fields.items()},
-    )

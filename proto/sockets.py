@@ -1,8 +1,8 @@
 """ZeroMQ sockets on the asyncio loop: frames arrive at a callback, sends never wait.
 
-The descriptor of a ZeroMQ socket is edge-triggered and tells nothing but "look again": after every look and after
-every send the socket is drained, or it may stay silent for ever. One object owns one socket, on one loop, and no
-coroutine ever waits on it, so that a cancelled one cannot lose a message.
+The descriptor of a ZeroMQ socket is edge-triggered and tells nothing but "look again": after every look
+and after every send the socket is drained, or it may stay silent for ever. One object owns one socket, on
+one loop, and no coroutine ever waits on it, so that a cancelled one cannot lose a message.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class LoopSocket:
             self._socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
             self._socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         self._look_again: asyncio.Handle | None = None
-        self._fd = self._socket.fileno()
+        self._fd: int = self._socket.fileno()
         self._loop.add_reader(self._fd, self._drain)
 
     def bind(self, endpoint: str) -> None:

@@ -6,6 +6,7 @@ That is an error here.
 
 import importlib.util
 import re
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -16,6 +17,7 @@ import torch
 import transformers.utils.logging
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from safetensors import SafetensorError
+from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from gpu_worker.engines.device_errors import is_out_of_memory
@@ -47,6 +49,8 @@ def load_pipeline(folder: Path, dtype: torch.dtype, on_progress: LoadProgress) -
     if not huggingface_hub.constants.HF_HUB_OFFLINE:
         raise RuntimeError("prepare_environment() must run before huggingface_hub is imported")
     check_flux_folder(folder)
+    # tqdm's own lock is a semaphore of the system, which outlives a killed process.
+    tqdm.set_lock(threading.RLock())
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     loaders = _component_loaders(dtype)

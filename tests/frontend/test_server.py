@@ -1,7 +1,9 @@
 """The frontend's life: health, a taken port, and a drain that loses nothing it has begun."""
 
 import asyncio
+import signal
 import socket
+import sys
 
 import grpc
 import pytest
@@ -82,6 +84,29 @@ async def test_a_drain_ends_calls_that_take_too_long(start_frontend, limit_s):
         code = asyncio.create_task(call.code())
     assert frontend.cluster.draw_cancelled.is_set()
     assert await asyncio.wait_for(code, limit_s) in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+
+
+FROZEN_CLIENT = """
+import sys, grpc, image_gen_pb2 as messages, image_gen_pb2_grpc as service
+stub = service.ImageGenStub(grpc.insecure_channel(sys.argv[1]))
+request = messages.GenerateRequest(height=8, width=8, num_inference_steps=1, guidance_scale=1)
+stub.Generate(request, metadata=[("api-key", "key-of-alice")])
+"""
+
+
+async def test_a_client_that_freezes_is_noticed_and_its_job_cancelled(start_frontend, limit_s):
+    async with start_frontend(keepalive_interval_s=1, keepalive_timeout_s=0.5) as frontend:
+        frontend.cluster.may_end.clear()
+        client = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", FROZEN_CLIENT, f"127.0.0.1:{frontend.grpc_port}"
+        )
+        try:
+            await asyncio.wait_for(frontend.cluster.draw_begun.wait(), limit_s)
+            client.send_signal(signal.SIGSTOP)
+            await asyncio.wait_for(frontend.cluster.draw_cancelled.wait(), limit_s)
+        finally:
+            client.kill()
+            await client.wait()
 
 
 async def test_a_taken_grpc_port_is_named(start_frontend, taken_port):

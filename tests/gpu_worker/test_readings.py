@@ -4,7 +4,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from structlog.testing import capture_logs
@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from gpu_worker.readings import Nvml, ReadingsTaker, device_label, visible_handles
 
 MIB = 1024 * 1024
+T = TypeVar("T")
 
 
 class FakeNvmlError(Exception):
@@ -87,7 +88,7 @@ class FakeNvml:
     def nvmlDeviceGetTemperature(self, handle: FakeGpu, sensor: int) -> int:
         return self._read(handle, "temperature", lambda: 61)
 
-    def _read(self, handle: FakeGpu, name: str, read: Callable[[], Any]) -> Any:
+    def _read(self, handle: FakeGpu, name: str, read: Callable[[], T]) -> T:
         self._need(name not in handle.silent)
         return read()
 

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 from gpu_worker.engine_pipe import EngineOptions
 from gpu_worker.engine_process import EngineProcess
@@ -206,6 +208,11 @@ def test_a_model_gone_wrong_is_a_failure_and_no_black_picture(
     finally:
         restore()
     assert engine.generate(job(), silent).std() > 0
+
+
+def test_a_killed_engine_process_would_leave_no_semaphore(engine: FluxEngine) -> None:
+    engine.generate(job(), silent)
+    assert type(tqdm.get_lock()) is type(threading.RLock())
 
 
 def test_generate_before_load_is_our_own_mistake(embedded_folder: Path) -> None:

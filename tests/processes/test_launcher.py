@@ -1,4 +1,4 @@
-"""The launcher as its user meets it: `python -m deploy` in a shell, its output, its signals, its exit status."""
+"""The launcher as its user meets it: `python -m deploy`, its output, its signals, its exit status."""
 
 import asyncio
 import json
@@ -12,11 +12,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import grpc
-import image_gen_pb2
-import image_gen_pb2_grpc
 import psutil
 import pytest
 
+import image_gen_pb2
+import image_gen_pb2_grpc
 from deploy.ports import free_ports
 from proto.configuration import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
 
@@ -89,7 +89,7 @@ class RunningLauncher:
         (found,) = [
             child
             for child in psutil.Process(self.process.pid).children()
-            if child.cmdline()[1:3] == ["-m", package]
+            if child.cmdline()[-2:] == ["-m", package]
         ]
         return found
 
@@ -228,7 +228,7 @@ def write_stubs(folder: Path, code: str) -> str:
     """Stand-ins for the three components; returns the PYTHONPATH on which they go first."""
     for package in ("broker", "gpu_worker", "frontend"):
         (folder / f"{package}.py").write_text(code)
-    return str(folder)
+    return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 DEAF = """

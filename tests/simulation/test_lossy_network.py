@@ -3,9 +3,9 @@
 import random
 
 import pytest
-from simulation.world import LOSSY, World
+from simulation.world import LOSSY, Network, World
 
-from frontend.actions import ImageDelivered
+from frontend.actions import ImageDelivered, JobRefused
 from gpu_worker.slot import Free
 
 SEEDS = range(6)
@@ -13,7 +13,7 @@ QUIET_S = 30.0
 
 
 def busy_hour(seed: int, *, faults: bool) -> World:
-    """Clients of several keys call at random times; with faults, engines, workers and the broker die as well."""
+    """Clients of several keys call at random times; with faults, every kind of process but theirs dies."""
     world = World(seed=seed, network=LOSSY, queue_limit=seed % 3)
     frontends = [world.add_frontend(f"frontend-{n}") for n in range(2)]
     for n in range(3):
@@ -40,7 +40,7 @@ def busy_hour(seed: int, *, faults: bool) -> World:
 
 def break_something(world: World, plan: random.Random) -> None:
     victim = plan.choice([worker for worker in world.workers if worker.alive])
-    match plan.randrange(3):
+    match plan.randrange(4):
         case 0:
             victim.crash_engine()
         case 1:
@@ -48,6 +48,8 @@ def break_something(world: World, plan: random.Random) -> None:
             world.after(plan.random() * 6, lambda: world.add_worker(victim.name))
         case 2:
             world.restart_broker(plan.random() * 2)
+        case 3:
+            victim.freeze(plan.random() * 15)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -77,3 +79,33 @@ def test_when_all_is_over_nothing_is_left_behind(seed: int):
 
 def test_the_same_seed_gives_the_same_story():
     assert busy_hour(3, faults=True).transcript == busy_hour(3, faults=True).transcript
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_loss_alone_costs_no_accepted_job_its_image(seed: int):
+    world = World(seed=seed, network=Network(jitter_s=0.1, loss=0.05, duplicates=0.05))
+    frontend = world.add_frontend("frontend")
+    for n in range(3):
+        world.add_worker(f"worker-{n}")
+    world.run_for(5.0)
+    for n in range(40):
+        frontend.call(f"key-{n % 4}", f"prompt {n}", steps=4, seed=n)
+        world.run_for(1.0)
+    world.run_for(60.0)
+    assert world.outcomes()["image"] >= 20, world.outcomes()
+    assert all(isinstance(call.end, ImageDelivered | JobRefused) for call in world.calls), world.outcomes()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_reordering_alone_costs_no_second_execution(seed: int):
+    world = World(seed=seed, network=Network(jitter_s=0.4, duplicates=0.2))
+    frontend = world.add_frontend("frontend")
+    for n in range(3):
+        world.add_worker(f"worker-{n}")
+    world.run_for(5.0)
+    for n in range(40):
+        frontend.call(f"key-{n % 4}", f"prompt {n}", steps=4, seed=n)
+        world.run_for(1.0)
+    world.run_for(60.0)
+    assert world.outcomes()["image"] >= 20, world.outcomes()
+    assert set(world.executions.values()) == {1}

@@ -137,6 +137,22 @@ def test_a_killed_engine_is_replaced_and_the_job_runs_again_elsewhere(world, fro
     world.run_until(lambda: frontend.desk.ready_workers(world.now) == 2, 2.0)
 
 
+def test_a_job_that_crashes_every_engine_is_given_up_after_three(world, frontend, worker):
+    for n in range(3):
+        world.add_worker(f"other-{n}")
+    world.run_until(lambda: frontend.desk.ready_workers(world.now) == 4, 2.0)
+    call = frontend.call("key", "a cat")
+    while call.end is None:
+        for each in world.workers:
+            if each.running is not None:
+                each.crash_engine()
+        world.run_for(0.05)
+    assert isinstance(call.end, JobGivenUp)
+    assert call.end.code is FailureCode.ENGINE_CRASHED
+    assert call.end.attempts == 3
+    assert [each.runs for each in world.workers].count(1) == 3, "not on another worker each time"
+
+
 def test_a_killed_worker_is_noticed_in_time_and_the_call_ends(world, frontend, worker):
     call = frontend.call("key", "a cat", steps=20)
     world.run_until(lambda: worker.running is not None, 1.0)
@@ -148,6 +164,20 @@ def test_a_killed_worker_is_noticed_in_time_and_the_call_ends(world, frontend, w
     timing = world.timing
     noticed_s = timing.probe_after_s + timing.unreachable_grace_s + 3 * timing.probe_interval_s
     assert world.now - killed_at <= noticed_s + timing.retry_wait_s + timing.probe_interval_s
+
+
+def test_a_frozen_worker_is_given_up_and_its_late_image_is_dropped(world, frontend, worker):
+    call = frontend.call("key", "a cat", steps=8)
+    world.run_until(lambda: worker.running is not None, 1.0)
+    world.run_for(0.3)
+    other = world.add_worker("other")
+    worker.freeze(30.0)
+    world.run_until(lambda: isinstance(call.end, ImageDelivered), world.timing.peer_lost_s + 4.0)
+    assert other.runs == 1
+    world.run_for(40.0)
+    assert isinstance(worker.session.slot, Free)
+    assert len(worker.session.held) == 0
+    assert frontend.desk.ready_workers(world.now) == 2
 
 
 def test_a_restarted_worker_takes_its_predecessors_place_at_once(world, frontend, worker):

@@ -1,7 +1,7 @@
 """All three cores in one deterministic world: a seeded network, simulated engines, clients, and faults.
 
-Nothing here uses a socket, a process or the clock: time jumps from one due event to the next. Every message goes
-through the codec. Every step is followed by every core's own invariants, and by those of the world.
+Nothing here uses a socket, a process or the clock: time jumps from one due event to the next. Every
+message goes through the codec. Every step is followed by every core's own invariants, and by the world's.
 """
 
 import heapq
@@ -21,6 +21,7 @@ from broker.events import (
     WorkerUnreachable,
 )
 from broker.events import TimerFired as BrokerTimer
+from broker.jobs import MAX_ATTEMPTS
 from frontend.actions import EndJob, ImageDelivered, JobEnd, JobGivenUp, JobRefused, SnapshotArrived
 from frontend.actions import ReconnectToBroker as FrontendReconnects
 from frontend.actions import SendToBroker as FrontendSends
@@ -45,7 +46,7 @@ from gpu_worker.limits import SessionLimits
 from gpu_worker.session import Session
 from proto.codec import decode, encode
 from proto.failures import FailureCode
-from proto.messages import ImageParameters, JobPhase, Message, ModelCard
+from proto.messages import ImageParameters, JobPhase, Message, ModelCard, Outcome, Start
 from proto.notes import Note
 from proto.timing import Timing
 
@@ -99,6 +100,8 @@ class SimulatedBroker:
             queue_limit=world.queue_limit,
         )
         self.connections: dict[bytes, tuple[Connection, Callable[[Message], None]]] = {}
+        self.started: dict[bytes, bytes] = {}
+        """The latest execution of each job."""
         self.alive = True
 
     def tell(self, event: object) -> None:
@@ -109,14 +112,23 @@ class SimulatedBroker:
             for action in self.core.handle(waiting.pop(0), self.world.now):  # type: ignore[arg-type]
                 match action:
                     case SendToWorker(route=route, message=message):
+                        if isinstance(message, Start):
+                            self.started[message.claim.job_id] = message.execution_id
                         if not self.send(route, message):
                             waiting.append(WorkerUnreachable(route=route))
                     case SendToFrontend(route=route, message=message):
+                        self.check_fence(message)
                         if not self.send(route, message):
                             waiting.append(FrontendUnreachable(route=route))
                     case Note():
                         self.world.write("broker", action)
         self.world.wake(self.core.next_deadline(), lambda: self.tell(BrokerTimer()), self)
+
+    def check_fence(self, message: Message) -> None:
+        if isinstance(message, Outcome) and message.image is not None:
+            job = self.core.state.jobs.get(message.job_id)
+            assert job is not None, "an image of a job that nobody waits for"
+            assert self.started[message.job_id] == message.execution_id, "an image of a fenced execution"
 
     def send(self, route: bytes, message: Message) -> bool:
         connection, receive = self.connections.get(route, (None, None))
@@ -133,6 +145,8 @@ class Peer:
         self.world = world
         self.name = name
         self.alive = True
+        self.frozen_until = 0.0
+        """A frozen process keeps its connection, and reads what has come when it goes on."""
         self.connection = Connection(world.new_id())
 
     def connect(self) -> None:
@@ -188,6 +202,9 @@ class SimulatedWorker(Peer):
     def tell(self, event: object) -> None:
         if not self.alive:
             return
+        if self.world.now < self.frozen_until:
+            self.world.after(self.frozen_until - self.world.now, lambda: self.tell(event))
+            return
         for action in self.session.handle(event, self.world.now):  # type: ignore[arg-type]
             self.perform(action)
         self.world.wake(self.session.next_deadline(), lambda: self.tell(TimerFired()), self)
@@ -237,13 +254,20 @@ class SimulatedWorker(Peer):
 
     def run(self, child: int, job: EngineJob) -> None:
         assert self.running is None, f"{self.name}: two jobs in one engine"
+        assert job.execution_id not in self.world.begun, "an execution begun twice"
+        self.world.begun.add(job.execution_id)
         self.running = job.execution_id
         self.runs += 1
         self.world.executions[job.job_id] += 1
+        most = MAX_ATTEMPTS + self.world.broker_restarts
+        assert self.world.executions[job.job_id] <= most, "too many attempts"
         self.step(child, job, 0)
 
     def step(self, child: int, job: EngineJob, step: int) -> None:
         if child != self.child or self.running != job.execution_id:
+            return
+        if self.world.now < self.frozen_until:
+            self.world.after(self.frozen_until - self.world.now, lambda: self.step(child, job, step))
             return
         if job.execution_id in self.cancelled:
             self.running = None
@@ -265,6 +289,10 @@ class SimulatedWorker(Peer):
 
     def drain(self) -> None:
         self.tell(DrainRequested())
+
+    def freeze(self, duration_s: float) -> None:
+        """Stop the worker and its engine, as SIGSTOP does."""
+        self.frozen_until = self.world.now + duration_s
 
 
 @dataclass(slots=True)
@@ -306,7 +334,8 @@ class SimulatedFrontend(Peer):
                     self.connect()
                 case EndJob(job_id=job_id, end=end):
                     call = self.calls[job_id]
-                    assert call.end is None and not call.left, "an RPC answered twice, or after it had left"
+                    assert call.end is None, "an RPC answered twice"
+                    assert not call.left, "an RPC answered after it had left"
                     call.end, call.ended_at = end, self.world.now
                     self.world.check_end(call)
                 case SnapshotArrived():
@@ -349,6 +378,9 @@ class World:
     calls: list[Call] = field(default_factory=list)
     executions: Counter[bytes] = field(default_factory=Counter)
     """RunJob actions by job."""
+    broker_restarts: int = 0
+    begun: set[bytes] = field(default_factory=set)
+    """Executions that an engine was told to run."""
     transcript: list[str] = field(default_factory=list)
     steps: int = 0
     rng: random.Random = field(init=False)
@@ -378,6 +410,7 @@ class World:
         return frontend
 
     def restart_broker(self, away_s: float = 0.5) -> None:
+        self.broker_restarts += 1
         self.broker.alive = False
         for peer in (*self.workers, *self.frontends):
             peer.connection.alive = False
@@ -443,7 +476,8 @@ class World:
                     assert over or self.now <= call.deadline + LATE_S, f"a call hangs\n{self.story()}"
 
     def check_end(self, call: Call) -> None:
-        assert call.ended_at is not None and call.ended_at <= call.deadline + LATE_S, "an RPC ended late"
+        assert call.ended_at is not None
+        assert call.ended_at <= call.deadline + LATE_S, "an RPC ended late"
         match call.end:
             case ImageDelivered(png=png, seed=seed):
                 prompt, drawn_seed, width, height, _execution = bytes(png).decode().split("|")

@@ -1,0 +1,471 @@
+"""The service as real processes: start, watch, freeze, kill and stop its components.
+
+What a test waits for is always something that it can see, with a limit; nothing here guesses durations.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import grpc
+import psutil
+import pytest
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from grpc_status import rpc_status
+
+import image_gen_pb2
+import image_gen_pb2_grpc
+from proto.timing import Timing
+
+LIMIT_S: Final = 30.0
+"""For what must happen, however slow this machine is."""
+SLACK_S: Final = 2.0
+"""What a loaded machine may add to a duration that the service promises."""
+POLL_S: Final = 0.02
+LOG_LINES_SHOWN: Final = 60
+KEYS: Final = ("client1", "client2")
+PREFIXES: Final = {"broker": "FLUX_BROKER_", "gpu_worker": "FLUX_WORKER_", "frontend": "FLUX_FRONTEND_"}
+
+T = TypeVar("T")
+
+
+def until(what: str, look: Callable[[], T | None], limit_s: float = LIMIT_S) -> T:
+    """Look again and again until there is something to see, and give it."""
+    pause = threading.Event()
+    give_up_at = time.monotonic() + limit_s
+    while True:
+        found = look()
+        if found:
+            return found
+        if time.monotonic() >= give_up_at:
+            pytest.fail(f"not within {limit_s:g} s: {what}")
+        pause.wait(POLL_S)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """An RPC's error, with what its details say."""
+
+    code: grpc.StatusCode
+    text: str
+    reason: str
+    retry_after_s: float | None
+    attempts: int | None
+    bad_fields: Mapping[str, str]
+    """Descriptions by field."""
+
+
+Drawn = image_gen_pb2.GenerateResponse
+
+
+def refusal_of(error: grpc.RpcError) -> Refusal:
+    status = rpc_status.from_call(error)
+    info, retry, bad = ErrorInfo(), RetryInfo(), BadRequest()
+    has_retry = False
+    for detail in status.details if status is not None else ():
+        detail.Unpack(info)
+        has_retry = detail.Unpack(retry) or has_retry
+        detail.Unpack(bad)
+    return Refusal(
+        code=error.code(),
+        text=error.details(),
+        reason=info.reason,
+        retry_after_s=retry.retry_delay.ToNanoseconds() / 1e9 if has_retry else None,
+        attempts=int(info.metadata["attempts"]) if "attempts" in info.metadata else None,
+        bad_fields={violation.field: violation.description for violation in bad.field_violations},
+    )
+
+
+class OpenCall:
+    """A `Generate` that was begun."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    @property
+    def is_open(self) -> bool:
+        return not self._call.done()
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    def outcome(self, limit_s: float = LIMIT_S) -> Drawn | Refusal:
+        """How it ended; a call that does not end fails the test."""
+        try:
+            return self._call.result(timeout=limit_s)
+        except grpc.FutureTimeoutError:
+            pytest.fail(f"the call hangs: no answer within {limit_s:g} s")
+        except grpc.FutureCancelledError:
+            return refusal_of(self._call)
+        except grpc.RpcError as error:
+            return refusal_of(error)
+
+    def image(self, limit_s: float = LIMIT_S) -> Drawn:
+        outcome = self.outcome(limit_s)
+        assert isinstance(outcome, Drawn), f"no image: {outcome}"
+        return outcome
+
+    def refusal(self, limit_s: float = LIMIT_S) -> Refusal:
+        outcome = self.outcome(limit_s)
+        assert isinstance(outcome, Refusal), "there is an image, though none was expected"
+        return outcome
+
+
+class Client:
+    """A caller with a key and a connection of its own."""
+
+    def __init__(self, address: str, key: str = KEYS[0]) -> None:
+        options = [
+            ("grpc.use_local_subchannel_pool", 1),  # otherwise all clients share one connection
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 200),
+        ]
+        self.channel = grpc.insecure_channel(address, options)
+        self.stub = image_gen_pb2_grpc.ImageGenStub(self.channel)
+        self.metadata = [("api-key", key)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        self.channel.close()
+
+    def begin(
+        self,
+        prompt: str = "a lighthouse",
+        *,
+        height: int = 64,
+        width: int = 64,
+        steps: int = 20,
+        guidance: float = 2.5,
+        seed: int | None = None,
+        deadline_s: float | None = None,
+    ) -> OpenCall:
+        request = image_gen_pb2.GenerateRequest(
+            prompt=prompt,
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            seed=seed,
+        )
+        return OpenCall(self.stub.Generate.future(request, timeout=deadline_s, metadata=self.metadata))
+
+    def draw(self, prompt: str = "a lighthouse", *, steps: int = 1, **wishes: Any) -> Drawn:
+        return self.begin(prompt, steps=steps, **wishes).image()
+
+    def ping(self) -> str:
+        return self.stub.Ping(image_gen_pb2.PingRequest(), timeout=LIMIT_S, metadata=self.metadata).message
+
+    def metrics(self) -> image_gen_pb2.MetricsResponse:
+        return self.stub.Metrics(image_gen_pb2.MetricsRequest(), timeout=LIMIT_S, metadata=self.metadata)
+
+
+class Component:
+    """One component: what it is started with, and its present process."""
+
+    def __init__(self, name: str, package: str, settings: dict[str, object], folder: Path) -> None:
+        self.name = name
+        self.settings = settings
+        self.process: subprocess.Popen[bytes] | None = None
+        self.sessions: list[int] = []
+        """Of all its processes until now, their children included."""
+        self._package = package
+        self._folder = folder
+
+    def start(self) -> None:
+        assert not self.is_running
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLUX_")}
+        with self.log_file(len(self.sessions)).open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", self._package],
+                cwd=self._folder,
+                env={**inherited, **self._environment()},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.sessions.append(self.process.pid)
+
+    def _environment(self) -> dict[str, str]:
+        prefix = PREFIXES[self._package]
+        own = {f"{prefix}{name.upper()}": str(value) for name, value in self.settings.items()}
+        return {"API_KEYS": ",".join(KEYS), **own}
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def send(self, number: signal.Signals) -> None:
+        assert self.is_running, f"{self.name} has ended:\n{self.log_tail()}"
+        os.kill(self.pid, number)
+
+    def freeze(self) -> None:
+        self.send(signal.SIGSTOP)
+        until(f"{self.name} is frozen", lambda: psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
+
+    def thaw(self) -> None:
+        self.send(signal.SIGCONT)
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        assert self.ends() == -signal.SIGKILL
+
+    def ends(self, limit_s: float = LIMIT_S) -> int:
+        """Its exit status, once it has ended."""
+        assert self.process is not None
+        try:
+            return self.process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"{self.name} still runs after {limit_s:g} s:\n{self.log_tail()}")
+
+    def engine(self) -> psutil.Process:
+        """The present engine process of a worker."""
+        return until(f"{self.name} has an engine process", self._engine_now)
+
+    def _engine_now(self) -> psutil.Process | None:
+        for child in psutil.Process(self.pid).children():
+            try:
+                if "--multiprocessing-fork" in child.cmdline():
+                    return child
+            except psutil.NoSuchProcess:
+                continue  # It ended while we looked.
+        return None
+
+    # --- What it has written -------------------------------------------------------------------
+
+    def log_file(self, run: int) -> Path:
+        return self._folder / f"{self.name}-{run}.log"
+
+    def _lines(self, run: int) -> list[str]:
+        return self.log_file(run).read_text().splitlines()
+
+    def log_text(self) -> str:
+        """Of the present process, or the last one."""
+        return self.log_file(len(self.sessions) - 1).read_text()
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """The log lines of this event."""
+        text = self.log_text()
+        whole_lines = text[: text.rfind("\n") + 1].splitlines()
+        parsed = (json.loads(line) for line in whole_lines if line.startswith("{"))
+        return [line for line in parsed if line["event"] == event]
+
+    def until_event(self, event: str, **facts: object) -> dict[str, Any]:
+        """The first log line of this event with these facts."""
+
+        def look() -> dict[str, Any] | None:
+            lines = self.events(event)
+            found = next((line for line in lines if facts.items() <= line.items()), None)
+            if found is None and not self.is_running:
+                pytest.fail(f"{self.name} ended without {event!r}:\n{self.log_tail()}")
+            return found
+
+        return until(f"{self.name} logs {event!r} {facts}", look)
+
+    def log_tail(self) -> str:
+        logs = (
+            f"--- {self.name}, process {pid}\n" + "\n".join(lines[-LOG_LINES_SHOWN:])
+            for run, pid in enumerate(self.sessions)
+            for lines in [[line for line in self._lines(run) if '"Metrics"' not in line]]
+        )
+        return "\n".join(logs)
+
+
+class Stack:
+    """Broker, workers and a frontend. At its end every process must be gone."""
+
+    def __init__(self, folder: Path, *, time_scale: float = 0.2) -> None:
+        self.timing = Timing().scaled(time_scale)
+        self.workers: dict[str, Component] = {}
+        self._folder = folder
+        # A unix socket's path holds 107 bytes: less than the folders of tests have.
+        self._sockets = tempfile.TemporaryDirectory(prefix="flux-", dir="/tmp")
+        self._shared: dict[str, object] = {"time_scale": time_scale, "log_format": "json"}
+        self.broker = self._component(
+            "broker",
+            "broker",
+            frontends_endpoint=f"ipc://{self._sockets.name}/frontends",
+            workers_endpoint=f"ipc://{self._sockets.name}/workers",
+        )
+        self.frontend = self._component(
+            "frontend",
+            "frontend",
+            broker_endpoint=f"ipc://{self._sockets.name}/frontends",
+            grpc_port=0,
+            http_port=0,
+        )
+        self._clients: list[Client] = []
+        self._watcher: Client | None = None
+        self.address = ""
+        self.http = ""
+
+    def _component(self, name: str, package: str, **settings: object) -> Component:
+        return Component(name, package, {**self._shared, **settings}, self._folder)
+
+    # --- Starting and stopping -----------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        try:
+            for client in self._clients:
+                client.disconnect()
+            if kind is None:
+                self.stop()
+                self.until_no_process_is_left()
+        finally:
+            self._kill_all()
+            self._sockets.cleanup()
+
+    def start(self, *, workers: int = 1, **settings: object) -> Self:
+        """All components, until the workers are ready. `settings` are the workers', fake ones by default."""
+        self.broker.start()
+        for number in range(1, workers + 1):
+            self.start_worker(f"worker-{number}", **settings)
+        self.start_frontend()
+        for name in self.workers:
+            self.until_state(name, "ready")
+        return self
+
+    def start_worker(self, name: str, **settings: object) -> Component:
+        """A new worker, or the successor of an ended one with the same settings."""
+        if name not in self.workers:
+            defaults = {"engine": "fake", "fake_step_s": 0.05, "engine_backoff_s": 0.2}
+            self.workers[name] = self._component(
+                name,
+                "gpu_worker",
+                worker_id=name,
+                broker_endpoint=f"ipc://{self._sockets.name}/workers",
+                **{**defaults, **settings},
+            )
+        self.workers[name].start()
+        return self.workers[name]
+
+    def start_frontend(self) -> None:
+        """On the ports that it had before, if it had any."""
+        self.frontend.start()
+        serving = self.frontend.until_event("serving")
+        if not self.address:
+            self.address, self.http = serving["grpc"], serving["http"]
+            self.frontend.settings["grpc_port"] = self.address.rpartition(":")[2]
+            self.frontend.settings["http_port"] = self.http.rpartition(":")[2]
+
+    def stop(self) -> None:
+        """Frontend first, so that nothing is asked of what ends; every one has to end by itself, with 0."""
+        for component in (self.frontend, *self.workers.values(), self.broker):
+            if component.is_running:
+                component.send(signal.SIGTERM)
+                status = component.ends()
+                assert status == 0, f"{component.name} ended with {status}:\n{component.log_tail()}"
+
+    def until_no_process_is_left(self) -> None:
+        until(f"none is left of {self.sessions}", lambda: not processes_of(self.sessions))
+
+    @property
+    def components(self) -> list[Component]:
+        return [self.broker, self.frontend, *self.workers.values()]
+
+    @property
+    def sessions(self) -> list[int]:
+        return [session for component in self.components for session in component.sessions]
+
+    def _kill_all(self) -> None:
+        for process in processes_of(self.sessions):
+            process.kill()
+        for component in self.components:
+            if component.process is not None:
+                component.process.wait()
+
+    # --- Calls and what can be seen from outside -----------------------------------------------
+
+    def client(self, key: str = KEYS[0]) -> Client:
+        self._clients.append(Client(self.address, key))
+        return self._clients[-1]
+
+    def metrics(self) -> image_gen_pb2.MetricsResponse:
+        if self._watcher is None:
+            self._watcher = self.client()
+        return self._watcher.metrics()
+
+    def rows(self) -> list[image_gen_pb2.WorkerStatus]:
+        """The workers as the broker knows them now; none while no broker answers."""
+        metrics = self.metrics()
+        return list(metrics.workers) if metrics.broker_alive else []
+
+    def row(self, worker: str) -> image_gen_pb2.WorkerStatus | None:
+        return next((row for row in self.rows() if row.worker_id == worker), None)
+
+    def until_state(self, worker: str, state: str, limit_s: float = LIMIT_S) -> image_gen_pb2.WorkerStatus:
+        """Until the metrics show this worker in this state."""
+
+        def look() -> image_gen_pb2.WorkerStatus | None:
+            row = self.row(worker)
+            if row is None or row.state != state:
+                assert state == "lost" or self.workers[worker].is_running, f"{worker} has ended"
+                return None
+            return row
+
+        return until(f"{worker} is {state}", look, limit_s)
+
+    def until_running(self, step: int = 1, worker: str | None = None) -> image_gen_pb2.WorkerStatus:
+        """Until the metrics show a job that has made `step` steps."""
+
+        def look() -> image_gen_pb2.WorkerStatus | None:
+            rows = (row for row in self.rows() if row.state == "busy" and row.step >= step)
+            return next((row for row in rows if worker in {None, row.worker_id}), None)
+
+        return until(f"a job runs on {worker or 'a worker'}, step {step}", look)
+
+    def get(self, path: str) -> tuple[int, dict[str, Any]]:
+        """Status and document of a page of the HTTP side."""
+        try:
+            with urllib.request.urlopen(f"{self.http}{path}", timeout=LIMIT_S) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+
+    def logs(self) -> str:
+        """For the report of a failed test."""
+        return "\n".join(component.log_tail() for component in self.components)
+
+
+def processes_of(sessions: list[int]) -> list[psutil.Process]:
+    """The living processes of these sessions, orphans included."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) in sessions and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue  # It ended while we looked.
+    return found

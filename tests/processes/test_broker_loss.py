@@ -1,0 +1,68 @@
+"""The broker ends in the middle of a job, and comes back: it knows nothing, and nothing is lost."""
+
+import signal
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+from processes.stack import SLACK_S, Component, Stack, until
+
+from gpu_worker.engines.fake import prompt_digest, read_fake_image
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with Stack(tmp_path_factory.mktemp("stack")) as running:
+        yield running.start(fake_step_s=0.1)
+
+
+def kill(broker: Component) -> None:
+    broker.kill()
+
+
+def ask_to_end(broker: Component) -> None:
+    broker.send(signal.SIGTERM)
+    assert broker.ends(limit_s=1 + SLACK_S) == 0
+
+
+@pytest.mark.parametrize("end", [kill, ask_to_end])
+def test_a_restart_in_the_middle_of_a_job_costs_no_image(
+    stack: Stack, end: Callable[[Component], None]
+) -> None:
+    stack.until_state("worker-1", "ready")
+    engine = stack.workers["worker-1"].engine().pid
+    prompt = f"a valley, {end.__name__}"
+    call = stack.client().begin(prompt, seed=11, width=80)
+    stack.until_running()
+    end(stack.broker)
+    stack.broker.start()
+    content = read_fake_image(call.image().image_png)
+    assert content is not None
+    assert (content.prompt_digest, content.seed, content.width) == (prompt_digest(prompt), 11, 80)
+    assert stack.workers["worker-1"].engine().pid == engine
+    stack.until_state("worker-1", "ready")
+    metrics = stack.metrics()
+    assert (metrics.in_flight, metrics.queued, metrics.completed, metrics.failed) == (0, 0, 1, 0)
+
+
+def test_without_a_broker_calls_are_refused_at_once(stack: Stack) -> None:
+    stack.until_state("worker-1", "ready")
+    stack.broker.kill()
+    until("the frontend misses the broker", lambda: stack.get("/readyz")[0] == 503)
+    refusal = stack.client().begin().refusal(limit_s=SLACK_S)
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "BROKER_UNREACHABLE")
+    assert refusal.retry_after_s is not None
+    status, document = stack.get("/metrics")
+    assert status == 200
+    assert (document["broker_alive"], document["worker_alive"], document["grpc_alive"]) == (
+        False,
+        False,
+        True,
+    )
+    assert document["age_s"] > 0
+    assert [row["worker_id"] for row in document["workers"]] == ["worker-1"], "the last known picture"
+    assert stack.get("/healthz")[0] == 200
+    assert stack.client().ping() == "Pong"
+    stack.broker.start()
+    stack.until_state("worker-1", "ready")
+    assert read_fake_image(stack.client().draw("after").image_png) is not None

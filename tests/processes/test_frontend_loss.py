@@ -1,0 +1,66 @@
+"""The frontend ends in the middle of a job."""
+
+import signal
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from processes.stack import SLACK_S, Stack, until
+
+from gpu_worker.engines.fake import prompt_digest, read_fake_image
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with Stack(tmp_path_factory.mktemp("stack")) as running:
+        yield running.start(fake_step_s=0.25)
+
+
+def test_a_killed_frontend_is_a_disconnect_of_all_its_callers(stack: Stack) -> None:
+    stack.until_state("worker-1", "ready")
+    call = stack.client().begin()  # 5 s
+    job_id = stack.until_running().job_id
+    stack.frontend.kill()
+    assert call.refusal(limit_s=SLACK_S).code is grpc.StatusCode.UNAVAILABLE
+    stack.start_frontend()
+    ended = stack.workers["worker-1"].until_event("job ended", job_id=job_id)
+    assert ended["outcome"] == "CANCELLED"
+    stack.until_state("worker-1", "ready")
+    metrics = stack.metrics()
+    assert (metrics.in_flight, metrics.cancelled, metrics.completed) == (0, 1, 0)
+    content = read_fake_image(stack.client().draw("after").image_png)
+    assert content is not None
+    assert content.prompt_digest == prompt_digest("after")
+
+
+def test_a_frontend_that_is_asked_to_end_answers_first(stack: Stack) -> None:
+    stack.until_state("worker-1", "ready")
+    client, other = stack.client(), stack.client("client2")
+    assert other.ping() == "Pong"
+    call = client.begin("the last one", steps=8)
+    stack.until_running()
+    stack.frontend.send(signal.SIGTERM)
+    stack.frontend.until_event("draining")
+    until("it takes no job any more", lambda: stack.get("/healthz")[0] == 503)
+    refusal = other.begin().refusal()
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "FRONTEND_DRAINING")
+    content = read_fake_image(call.image().image_png)
+    assert content is not None
+    assert content.prompt_digest == prompt_digest("the last one")
+    assert stack.frontend.ends() == 0
+    stack.broker.until_event("frontend lost", reason="left")
+    stack.start_frontend()
+    assert read_fake_image(stack.client().draw("after").image_png) is not None
+
+
+def test_a_second_signal_ends_a_draining_frontend_at_once(stack: Stack) -> None:
+    stack.until_state("worker-1", "ready")
+    call = stack.client().begin()
+    stack.until_running()
+    stack.frontend.send(signal.SIGTERM)
+    stack.frontend.until_event("draining")
+    stack.frontend.send(signal.SIGTERM)
+    assert stack.frontend.ends(limit_s=SLACK_S) == -signal.SIGTERM
+    assert call.refusal(limit_s=SLACK_S).code is grpc.StatusCode.UNAVAILABLE
+    stack.start_frontend()
+    stack.until_state("worker-1", "ready")

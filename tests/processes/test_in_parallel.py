@@ -1,0 +1,61 @@
+"""Several callers and workers at once."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from processes.stack import KEYS, Stack
+
+from gpu_worker.engines.fake import prompt_digest, read_fake_image
+
+ROUNDS = 5
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with Stack(tmp_path_factory.mktemp("stack")) as running:
+        yield running.start(workers=2, fake_step_s=0.05)
+
+
+def test_two_callers_on_two_workers_each_get_their_own_images(stack: Stack) -> None:
+    first = stack.client(KEYS[0]).begin("both at once", steps=20)
+    stack.until_running()
+    second = stack.client(KEYS[1]).begin("both at once, too", steps=20)
+    first_job = read_fake_image(first.image().image_png)
+    second_job = read_fake_image(second.image().image_png)
+    assert first_job is not None
+    assert second_job is not None
+    lines = stack.broker.events("job dispatched")
+    places = {line["job_id"]: line["worker_id"] for line in lines}
+    assert places[first_job.job_id.hex()] != places[second_job.job_id.hex()]
+
+
+def test_no_image_goes_to_another_caller(stack: Stack) -> None:
+    def draw_all(key: str) -> None:
+        client = stack.client(key)
+        for number in range(1, ROUNDS + 1):
+            prompt = f"{key}, image {number}"
+            image = client.draw(
+                prompt, steps=number, height=50 + number, width=60 + len(key), seed=number, guidance=1.5
+            )
+            content = read_fake_image(image.image_png)
+            assert content is not None
+            assert content.prompt_digest == prompt_digest(prompt)
+            assert (content.height, content.width) == (50 + number, 60 + len(key))
+            assert (content.seed, content.steps, content.guidance) == (number, number, 1.5)
+            assert image.seed == number
+
+    with ThreadPoolExecutor(len(KEYS)) as pool:
+        for done in [pool.submit(draw_all, key) for key in KEYS]:
+            done.result()
+
+
+def test_a_key_that_draws_may_not_draw_twice_while_another_worker_is_idle(stack: Stack) -> None:
+    call = stack.client(KEYS[0]).begin(steps=20)
+    stack.until_running()
+    refusal = stack.client(KEYS[0]).begin().refusal()
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "CLIENT_BUSY")
+    assert stack.client(KEYS[1]).draw().image_png
+    assert call.image().image_png
+    assert stack.metrics().rejected == {"CLIENT_BUSY": 1}

@@ -1,0 +1,224 @@
+"""How settings are read, and what is said about those that cannot be used."""
+
+import os
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from proto.configuration import (
+    EXIT_BAD_CONFIGURATION,
+    IPC_PATH_MAX_BYTES,
+    ComponentSettings,
+    LoopbackEndpoint,
+    load_settings,
+)
+from proto.timing import Timing
+
+
+class ExampleSettings(ComponentSettings):
+    """An example."""
+
+    model_config = SettingsConfigDict(env_prefix="FLUX_EXAMPLE_")
+
+    endpoint: LoopbackEndpoint = Field("tcp://127.0.0.1:5560", description="where to listen")
+    queue_limit: int = Field(3, ge=0, le=10, description="jobs that may wait [jobs]")
+    colour: Literal["red", "green"] = Field("red", description="colour of the example")
+    password: Annotated[SecretStr, Field(min_length=4)] = Field(
+        SecretStr("unset"), validation_alias="the_password", description="what nobody may see"
+    )
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    variables = {"PATH": os.environ.get("PATH", "")}
+    monkeypatch.setattr("os.environ", variables)
+    return variables
+
+
+def load(*argv: str) -> ExampleSettings:
+    return load_settings(ExampleSettings, argv, "example")
+
+
+def complaint(capsys, *argv: str) -> list[str]:
+    with pytest.raises(SystemExit) as ended:
+        load(*argv)
+    assert ended.value.code == EXIT_BAD_CONFIGURATION == 78
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert lines.pop() == "example: see example --help"
+    return lines
+
+
+def test_nothing_needs_to_be_set():
+    settings = load()
+    assert (settings.queue_limit, settings.log_level, settings.log_prompts) == (3, "info", False)
+    assert settings.timing == Timing()
+
+
+def test_the_environment_sets_and_the_command_line_wins(environment):
+    environment |= {"FLUX_EXAMPLE_QUEUE_LIMIT": "5", "FLUX_EXAMPLE_COLOUR": "green"}
+    assert (load().queue_limit, load().colour) == (5, "green")
+    settings = load("--queue-limit", "7")
+    assert (settings.queue_limit, settings.colour) == (7, "green")
+
+
+def test_switches(environment):
+    assert load("--log-prompts").log_prompts
+    environment["FLUX_EXAMPLE_LOG_PROMPTS"] = "true"
+    assert load().log_prompts
+    assert not load("--no-log-prompts").log_prompts
+
+
+def test_the_time_scale_is_one_for_all_limits():
+    assert load("--time-scale", "0.2").timing == Timing().scaled(0.2)
+
+
+def test_settings_of_other_programs_do_not_matter(environment):
+    environment |= {"FLUX_OTHER_QUEUE_LIMIT": "x", "QUEUE_LIMIT": "x", "FLUX_EXAMPLE_UNHEARD_OF": "x"}
+    assert load().queue_limit == 3
+
+
+def test_settings_cannot_be_changed_later():
+    with pytest.raises(ValueError, match="frozen"):
+        load().queue_limit = 4
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "allowed"),
+    [
+        ("queue-limit", "11", "less than or equal to 10"),
+        ("queue-limit", "-1", "greater than or equal to 0"),
+        ("queue-limit", "many", "valid integer"),
+        ("queue-limit", "1.5", "valid integer"),
+        ("queue-limit", "", "valid integer"),
+        ("colour", "blue", "'red' or 'green'"),
+        ("log-level", "loud", "'debug', 'info', 'warning' or 'error'"),
+        ("log-format", "xml", "'auto', 'console' or 'json'"),
+        ("time-scale", "0", "greater than 0"),
+        ("time-scale", "nan", ""),
+        ("time-scale", "inf", ""),
+        ("time-scale", "-inf", ""),
+        ("endpoint", "tcp://10.0.0.1:5560", "tcp://127.0.0.1:PORT"),
+    ],
+)
+@pytest.mark.parametrize("by", ["command line", "environment"])
+def test_a_bad_value_is_named_with_what_is_allowed(capsys, environment, by, flag, value, allowed):
+    variable = f"FLUX_EXAMPLE_{flag.replace('-', '_').upper()}"
+    if by == "environment":
+        environment[variable] = value
+        lines = complaint(capsys)
+    else:
+        lines = complaint(capsys, f"--{flag}={value}")
+    assert len(lines) == 1
+    assert lines[0].startswith(f"example: --{flag} ({variable}): {value!r}: ")
+    assert allowed in lines[0]
+
+
+def test_all_bad_values_are_named_at_once(capsys):
+    lines = complaint(capsys, "--queue-limit", "11", "--colour", "blue", "--time-scale", "0")
+    assert len(lines) == 3
+
+
+def test_an_unknown_flag_is_a_bad_configuration(capsys):
+    assert "--queue-limits" in complaint(capsys, "--queue-limits", "3")[0]
+
+
+def test_a_stray_argument_is_a_bad_configuration(capsys):
+    assert "stray" in complaint(capsys, "stray")[0]
+
+
+@pytest.mark.parametrize("by", ["command line", "environment"])
+def test_a_secret_is_not_shown(capsys, environment, by):
+    if by == "environment":
+        environment["THE_PASSWORD"] = "hsh"
+        lines = complaint(capsys)
+    else:
+        lines = complaint(capsys, "--the-password=hsh")
+    assert "hsh" not in "".join(lines)
+    assert "(hidden)" in lines[0]
+    assert "THE_PASSWORD" in lines[0]
+
+
+def test_a_secret_is_not_in_the_settings_text(environment):
+    environment["THE_PASSWORD"] = "hushhush"
+    assert "hushhush" not in f"{load()!r} {load()}"
+
+
+def test_help_explains_each_setting(capsys):
+    with pytest.raises(SystemExit) as ended:
+        load("--help")
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "jobs that may wait [jobs] [FLUX_EXAMPLE_QUEUE_LIMIT] (default: 3)" in text
+    assert "--log-level" in text
+    assert "[FLUX_EXAMPLE_LOG_LEVEL]" in text
+    assert "[THE_PASSWORD]" in text
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "tcp://127.0.0.1:1",
+        "tcp://127.0.0.1:65535",
+        "tcp://localhost:5560",
+        "tcp://[::1]:5560",
+        "ipc:///run/flux/broker.sock",
+        "ipc:///run/with space",
+        "ipc:///" + "p" * (IPC_PATH_MAX_BYTES - 1),
+    ],
+)
+def test_an_endpoint_on_this_host(endpoint):
+    assert load("--endpoint", endpoint).endpoint == endpoint
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "",
+        "127.0.0.1:5560",
+        "tcp://",
+        "tcp://127.0.0.1",
+        "tcp://127.0.0.1:",
+        "tcp://127.0.0.1:0",
+        "tcp://127.0.0.1:65536",
+        "tcp://127.0.0.1:99999999999999999999",
+        "tcp://127.0.0.1:-1",
+        "tcp://127.0.0.1:*",
+        "tcp://127.0.0.1:５５６０",
+        "tcp://127.0.0.1:5560 ",
+        " tcp://127.0.0.1:5560",
+        "tcp://127.0.0.1:5560\n",
+        "tcp://127.0.0.1:5560;tcp://10.0.0.1:1",
+        "tcp://10.0.0.1:1;127.0.0.1:5560",
+        "tcp://127.0.0.1.evil.com:1",
+        "tcp://127.0.0.1@evil.com:1",
+        "tcp://evil.com:1/127.0.0.1:1",
+        "tcp://localhost.evil.com:1",
+        "tcp://0.0.0.0:1",
+        "tcp://*:1",
+        "tcp://eth0:1",
+        "tcp://[::]:1",
+        "tcp://::1:1",
+        "tcp://[::ffff:10.0.0.1]:1",
+        "tcp://10.0.0.1:1",
+        "TCP://10.0.0.1:1",
+        "udp://127.0.0.1:1",
+        "ws://127.0.0.1:1",
+        "pgm://127.0.0.1:1",
+        "inproc://broker",
+        "ipc://",
+        "ipc://*",
+        "ipc://@abstract",
+        "ipc://relative/path",
+        "ipc://../up",
+        "ipc:///" + "p" * IPC_PATH_MAX_BYTES,
+        "ipc:///" + "é" * 54,
+    ],
+)
+def test_an_endpoint_that_is_not_on_this_host_or_none_at_all(capsys, endpoint):
+    lines = complaint(capsys, f"--endpoint={endpoint}")
+    assert len(lines) == 1
+    assert lines[0].startswith("example: --endpoint (FLUX_EXAMPLE_ENDPOINT): ")
