@@ -7,7 +7,7 @@ from broker.estimates import RunTimes
 from broker.jobs import Dispatched, Job, JobTable, Queued, Returned
 from broker.workers import Idle, Worker, WorkerTable
 from proto.failures import RefusalReason
-from proto.messages import Submit
+from proto.messages import Submit, WorkerPhase
 from proto.timing import Timing
 
 SHORTEST_RETRY_S = 0.1
@@ -74,7 +74,12 @@ class Admission:
         return Refusal(RefusalReason.DEADLINE_TOO_SHORT, detail, None)
 
     def _why_not_ready(self) -> str:
-        states = sorted({worker.state_name() for worker in self.workers})
+        states = sorted(
+            {
+                "silent" if worker.report.phase is WorkerPhase.READY else worker.state_name()
+                for worker in self.workers
+            }
+        )
         return f"{len(self.workers)} worker(s) registered, none of them ready: {', '.join(states)}"
 
     def _all_busy(self, detail: str, now: float) -> Refusal:

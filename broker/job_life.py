@@ -36,7 +36,7 @@ class JobLife:
             state=Queued(now),
         )
         self._state.jobs.add(job)
-        if submit.accepted:
+        if submit.accepted or job.attempts >= MAX_ATTEMPTS:
             failure = JobFailed(code=FailureCode.WORKER_LOST, detail="accepted by an earlier broker")
             self.put_back(job, failure, now)
         self._state.note(

@@ -93,7 +93,8 @@ class Router:
             socket.bind(endpoint)
         except zmq.ZMQError as error:
             self.close()
-            raise CannotBind(f"cannot listen on {endpoint}: {error.strerror}") from error
+            reason = zmq.strerror(error.errno)  # the error's own text repeats the address
+            raise CannotBind(f"cannot listen on {endpoint}: {reason}") from error
 
     # --- Between the core and the sockets ------------------------------------------------------
 

@@ -114,14 +114,13 @@ class WorkerSide:
                 worker.slot = Unclear()
                 return
 
-    def _outcome_came(self, outcome: Outcome, now: float) -> None:
+    def _outcome_came(self, route: bytes, outcome: Outcome, now: float) -> None:
         worker = self._state.workers.of_incarnation(outcome.worker_id, outcome.incarnation)
         if worker is not None and outcome.seq > worker.seq:
-            worker.seq, worker.heard_at = outcome.seq, now
-            if (
-                isinstance(worker.slot, Offered | Running)
-                and worker.slot.execution_id == outcome.execution_id
-            ):
+            worker.route, worker.seq = route, outcome.seq
+            worker.heard_at, worker.unreachable_since = now, None
+            slot, ended = worker.slot, (outcome.job_id, outcome.execution_id)
+            if isinstance(slot, Offered | Running) and (slot.job_id, slot.execution_id) == ended:
                 engine_gone = outcome.failure is not None and outcome.failure.code in ENGINE_GONE
                 worker.slot = Unclear() if engine_gone else Idle(now)
         job = self._state.jobs.get(outcome.job_id)

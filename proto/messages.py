@@ -26,6 +26,7 @@ Text = Annotated[str, Field(strict=True, max_length=1024)]
 Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Sequence = Count
+Attempts = Annotated[int, Field(strict=True, ge=0, le=1000)]
 Milliseconds = Annotated[int, Field(strict=True, ge=0, le=2**31)]
 Percent = Annotated[int, Field(strict=True, ge=0, le=100)]
 Reading = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
@@ -69,9 +70,9 @@ class JobClaim:
     """Goes on when its last waiter has left."""
     remaining_ms: Milliseconds
     """Time left until its deadline, on the sender's clock at sending. No wall clock crosses a wire."""
-    attempts: Annotated[int, Field(strict=True, ge=0, le=1000)] = 0
+    attempts: Attempts = 0
     """Executions begun so far. A counter, merged by maximum; never a fence."""
-    crashes: Annotated[int, Field(strict=True, ge=0, le=1000)] = 0
+    crashes: Attempts = 0
     """Engine processes that died on it. Likewise."""
 
 
@@ -218,8 +219,8 @@ class Outcome:
     seq: Sequence
     execution_id: Id
     job_id: Id
-    attempts: Count
-    crashes: Count
+    attempts: Attempts
+    crashes: Attempts
     image: ImageMade | None = None
     """Exactly one of `image` and `failure` is there; the codec sees to it."""
     failure: JobFailed | None = None
@@ -261,8 +262,8 @@ class JobStatus:
     job_id: Id
     state: JobState
     execution_id: Id | None = None
-    attempts: Count = 0
-    crashes: Count = 0
+    attempts: Attempts = 0
+    crashes: Attempts = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,7 +104,13 @@ class LoopSocket:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            self._on_frames([_taken(frame) for frame in frames])
+            try:
+                self._on_frames([_taken(frame) for frame in frames])
+            except BaseException:
+                # The loop logs it. What waits behind this message would never be looked at again.
+                if not self._socket.closed:
+                    self._look_soon()
+                raise
             if self._socket.closed:
                 return
         self._look_soon()

@@ -27,6 +27,7 @@ from grpc_status import rpc_status
 
 import image_gen_pb2
 import image_gen_pb2_grpc
+from gpu_worker.engines.fake import FakeImageContent, read_fake_image
 from proto.timing import Timing
 
 LIMIT_S: Final = 30.0
@@ -68,6 +69,13 @@ class Refusal:
 
 
 Drawn = image_gen_pb2.GenerateResponse
+
+
+def content_of(image: Drawn) -> FakeImageContent:
+    """What a picture of the fake engine says about itself."""
+    content = read_fake_image(image.image_png)
+    assert content is not None, "the picture is too small to say whose it is"
+    return content
 
 
 def refusal_of(error: grpc.RpcError) -> Refusal:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
-from processes.stack import SLACK_S, Component, Stack, until
+from processes.stack import SLACK_S, Component, Stack, content_of, until
 
-from gpu_worker.engines.fake import prompt_digest, read_fake_image
+from gpu_worker.engines.fake import prompt_digest
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,7 @@ def test_a_restart_in_the_middle_of_a_job_costs_no_image(
     stack.until_running()
     end(stack.broker)
     stack.broker.start()
-    content = read_fake_image(call.image().image_png)
-    assert content is not None
+    content = content_of(call.image())
     assert (content.prompt_digest, content.seed, content.width) == (prompt_digest(prompt), 11, 80)
     assert stack.workers["worker-1"].engine().pid == engine
     stack.until_state("worker-1", "ready")
@@ -65,4 +64,4 @@ def test_without_a_broker_calls_are_refused_at_once(stack: Stack) -> None:
     assert stack.client().ping() == "Pong"
     stack.broker.start()
     stack.until_state("worker-1", "ready")
-    assert read_fake_image(stack.client().draw("after").image_png) is not None
+    assert content_of(stack.client().draw("after")).prompt_digest == prompt_digest("after")

@@ -19,6 +19,7 @@ def run(folder: Path, package: str, *arguments: str, **environment: str) -> tupl
     ended = subprocess.run(
         [sys.executable, "-m", package, *arguments],
         cwd=folder,
+        check=False,
         env={**inherited, **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -37,7 +38,6 @@ def run(folder: Path, package: str, *arguments: str, **environment: str) -> tupl
         ("gpu_worker", ("--engine", "flux", "--model-dir", "no-such-folder"), ("no-such-folder",)),
         ("gpu_worker", ("--engine", "magic"), ("--engine", "magic", "embedded")),
         ("frontend", (), ("API_KEYS", "missing")),
-        ("frontend", ("--api-keys", "k", "--broker-endpoint", "localhost"), ("--broker-endpoint", "ipc://")),
     ],
 )
 def test_a_bad_setting_is_named_in_one_line(
@@ -65,13 +65,3 @@ def test_a_taken_port_of_the_broker_is_named(tmp_path: Path, taken_port: int, op
     status, lines = run(tmp_path, "broker", option, endpoint, *free, free_endpoint)
     assert status == EXIT_CANNOT_START, lines
     assert lines == [f"broker: cannot listen on {endpoint}: Address already in use"]
-
-
-@pytest.mark.parametrize("option", ["--grpc-port", "--http-port"])
-def test_a_taken_port_of_the_frontend_is_named(tmp_path: Path, taken_port: int, option: str) -> None:
-    other = {"--grpc-port", "--http-port"} - {option}
-    status, lines = run(tmp_path, "frontend", option, str(taken_port), *other, "0", API_KEYS="key")
-    assert status == EXIT_CANNOT_START, lines
-    (line,) = lines
-    assert line.startswith("frontend: ")
-    assert str(taken_port) in line

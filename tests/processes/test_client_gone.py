@@ -9,9 +9,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from processes.stack import SLACK_S, Client, OpenCall, Stack
+from processes.stack import SLACK_S, Client, OpenCall, Stack, content_of
 
-from gpu_worker.engines.fake import prompt_digest, read_fake_image
+from gpu_worker.engines.fake import prompt_digest
 
 STEP_S = 0.3
 STEPS = 20
@@ -34,8 +34,7 @@ def assert_worker_was_freed(stack: Stack, job_id: str, *, cancelled: int, limit_
     assert (metrics.in_flight, metrics.completed) == (0, cancelled - 1), "only the followers were completed"
     assert metrics.cancelled == cancelled
     assert metrics.workers[0].engine_restarts == 0
-    content = read_fake_image(stack.client("client2").draw("the next").image_png)
-    assert content is not None
+    content = content_of(stack.client("client2").draw("the next"))
     assert content.prompt_digest == prompt_digest("the next")
 
 

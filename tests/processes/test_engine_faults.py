@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import grpc
 import psutil
 import pytest
-from processes.stack import SLACK_S, Drawn, Stack
+from processes.stack import SLACK_S, Drawn, Stack, content_of
 
-from gpu_worker.engines.fake import prompt_digest, read_fake_image
+from gpu_worker.engines.fake import prompt_digest
 
 STEP_LIMIT_S = 0.6
 
@@ -27,14 +27,13 @@ def test_a_killed_engine_is_replaced(stack: Stack) -> None:
     victim.send_signal(signal.SIGKILL)
     outcome = call.outcome(limit_s=stack.timing.peer_lost_s + stack.timing.retry_wait_s + SLACK_S)
     if isinstance(outcome, Drawn):
-        content = read_fake_image(outcome.image_png)
-        assert content is not None
+        content = content_of(outcome)
         assert content.prompt_digest == prompt_digest("one")
     else:
         assert (outcome.code, outcome.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_CRASHED")
     assert stack.until_state("worker-1", "ready").engine_restarts == restarts + 1
     assert stack.workers["worker-1"].engine().pid != victim.pid
-    assert read_fake_image(stack.client().draw("two").image_png) is not None
+    assert content_of(stack.client().draw("two")).prompt_digest == prompt_digest("two")
 
 
 def test_a_hanging_engine_is_replaced(stack: Stack) -> None:
@@ -44,7 +43,7 @@ def test_a_hanging_engine_is_replaced(stack: Stack) -> None:
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_HUNG")
     stack.until_state("worker-1", "ready")
     assert not psutil.pid_exists(before)
-    assert read_fake_image(stack.client().draw("after").image_png) is not None
+    assert content_of(stack.client().draw("after")).prompt_digest == prompt_digest("after")
 
 
 @pytest.mark.parametrize(
@@ -76,8 +75,7 @@ def test_a_job_that_crashes_a_worker_runs_again_on_another(stack: Stack) -> None
     sound = stack.start_worker("sound", fake_faults=False)
     stack.until_state("sound", "ready")
     image = stack.client().draw("!crash@3", steps=4, seed=7)
-    content = read_fake_image(image.image_png)
-    assert content is not None
+    content = content_of(image)
     assert (content.prompt_digest, content.seed) == (prompt_digest("!crash@3"), 7)
     job_id = content.job_id.hex()
     stack.broker.until_event("attempt failed", job_id=job_id, worker_id="worker-1", code="ENGINE_CRASHED")

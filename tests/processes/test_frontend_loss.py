@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from processes.stack import SLACK_S, Stack, until
+from processes.stack import SLACK_S, Stack, content_of, until
 
-from gpu_worker.engines.fake import prompt_digest, read_fake_image
+from gpu_worker.engines.fake import prompt_digest
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,7 @@ def test_a_killed_frontend_is_a_disconnect_of_all_its_callers(stack: Stack) -> N
     stack.until_state("worker-1", "ready")
     metrics = stack.metrics()
     assert (metrics.in_flight, metrics.cancelled, metrics.completed) == (0, 1, 0)
-    content = read_fake_image(stack.client().draw("after").image_png)
-    assert content is not None
+    content = content_of(stack.client().draw("after"))
     assert content.prompt_digest == prompt_digest("after")
 
 
@@ -44,13 +43,12 @@ def test_a_frontend_that_is_asked_to_end_answers_first(stack: Stack) -> None:
     until("it takes no job any more", lambda: stack.get("/healthz")[0] == 503)
     refusal = other.begin().refusal()
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "FRONTEND_DRAINING")
-    content = read_fake_image(call.image().image_png)
-    assert content is not None
+    content = content_of(call.image())
     assert content.prompt_digest == prompt_digest("the last one")
     assert stack.frontend.ends() == 0
     stack.broker.until_event("frontend lost", reason="left")
     stack.start_frontend()
-    assert read_fake_image(stack.client().draw("after").image_png) is not None
+    assert content_of(stack.client().draw("after")).prompt_digest == prompt_digest("after")
 
 
 def test_a_second_signal_ends_a_draining_frontend_at_once(stack: Stack) -> None:

@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
-from processes.stack import KEYS, Stack
+from processes.stack import KEYS, Stack, content_of
 
-from gpu_worker.engines.fake import prompt_digest, read_fake_image
+from gpu_worker.engines.fake import prompt_digest
 
 ROUNDS = 5
 
@@ -22,10 +22,8 @@ def test_two_callers_on_two_workers_each_get_their_own_images(stack: Stack) -> N
     first = stack.client(KEYS[0]).begin("both at once", steps=20)
     stack.until_running()
     second = stack.client(KEYS[1]).begin("both at once, too", steps=20)
-    first_job = read_fake_image(first.image().image_png)
-    second_job = read_fake_image(second.image().image_png)
-    assert first_job is not None
-    assert second_job is not None
+    first_job = content_of(first.image())
+    second_job = content_of(second.image())
     lines = stack.broker.events("job dispatched")
     places = {line["job_id"]: line["worker_id"] for line in lines}
     assert places[first_job.job_id.hex()] != places[second_job.job_id.hex()]
@@ -39,8 +37,7 @@ def test_no_image_goes_to_another_caller(stack: Stack) -> None:
             image = client.draw(
                 prompt, steps=number, height=50 + number, width=60 + len(key), seed=number, guidance=1.5
             )
-            content = read_fake_image(image.image_png)
-            assert content is not None
+            content = content_of(image)
             assert content.prompt_digest == prompt_digest(prompt)
             assert (content.height, content.width) == (50 + number, 60 + len(key))
             assert (content.seed, content.steps, content.guidance) == (number, number, 1.5)
@@ -59,3 +56,10 @@ def test_a_key_that_draws_may_not_draw_twice_while_another_worker_is_idle(stack:
     assert stack.client(KEYS[1]).draw().image_png
     assert call.image().image_png
     assert stack.metrics().rejected == {"CLIENT_BUSY": 1}
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once(stack: Stack) -> None:
+    stack.client().draw(steps=20)  # 1 s, as the broker has seen now
+    refusal = stack.client().begin(steps=20, deadline_s=0.4).refusal(limit_s=0.4)
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "DEADLINE_TOO_SHORT")
+    assert refusal.retry_after_s is None, "waiting cannot help"

@@ -4,21 +4,15 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from processes.stack import SLACK_S, Drawn, Stack, processes_of, until
+from processes.stack import SLACK_S, Stack, content_of, processes_of, until
 
-from gpu_worker.engines.fake import FakeImageContent, prompt_digest, read_fake_image
+from gpu_worker.engines.fake import prompt_digest
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with Stack(tmp_path_factory.mktemp("stack")) as running:
         yield running.start(fake_step_s=0.1)
-
-
-def content_of(image: Drawn) -> FakeImageContent:
-    content = read_fake_image(image.image_png)
-    assert content is not None
-    return content
 
 
 def lost_limit_s(stack: Stack) -> float:

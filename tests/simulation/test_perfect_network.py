@@ -180,6 +180,21 @@ def test_a_frozen_worker_is_given_up_and_its_late_image_is_dropped(world, fronte
     assert frontend.desk.ready_workers(world.now) == 2
 
 
+def test_a_late_image_is_dropped_while_another_worker_draws(world, frontend, worker):
+    call = frontend.call("key", "a cat", steps=8)
+    world.run_until(lambda: worker.running is not None, 1.0)
+    world.run_for(7.5 * world.step_s)
+    other = world.add_worker("other")
+    worker.freeze(30.0)
+    world.run_until(lambda: other.running is not None, world.timing.peer_lost_s + 1.0)
+    worker.frozen_until = world.now + 0.5
+    world.run_until(lambda: call.end is not None, 5.0)
+    assert isinstance(call.end, ImageDelivered)
+    *_, execution_id = bytes(call.end.png).decode().split("|")
+    assert bytes.fromhex(execution_id) == world.broker.started[call.job_id]
+    assert world.broker.core.state.counters.dropped_outcomes == 1
+
+
 def test_a_restarted_worker_takes_its_predecessors_place_at_once(world, frontend, worker):
     worker.kill()
     world.add_worker("worker")

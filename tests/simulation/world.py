@@ -203,7 +203,7 @@ class SimulatedWorker(Peer):
         if not self.alive:
             return
         if self.world.now < self.frozen_until:
-            self.world.after(self.frozen_until - self.world.now, lambda: self.tell(event))
+            self.world.after(min(0.1, self.frozen_until - self.world.now), lambda: self.tell(event))
             return
         for action in self.session.handle(event, self.world.now):  # type: ignore[arg-type]
             self.perform(action)
@@ -267,7 +267,9 @@ class SimulatedWorker(Peer):
         if child != self.child or self.running != job.execution_id:
             return
         if self.world.now < self.frozen_until:
-            self.world.after(self.frozen_until - self.world.now, lambda: self.step(child, job, step))
+            self.world.after(
+                min(0.1, self.frozen_until - self.world.now), lambda: self.step(child, job, step)
+            )
             return
         if job.execution_id in self.cancelled:
             self.running = None

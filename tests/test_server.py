@@ -1,0 +1,247 @@
+"""The contract, kept by the real stack: processes, sockets, gRPC, and a FLUX pipeline that draws.
+
+The model is the embedded one, built by the worker itself.
+"""
+
+import io
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from PIL import Image
+from processes.stack import KEYS, LIMIT_S, Client, Stack, until
+
+pytestmark = pytest.mark.timeout(180)
+
+START_LIMIT_S = 120.0
+"""For importing torch, and for building the model."""
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SAMPLE_CLIENT = Path(__file__).parents[1] / "examples" / "generate.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def grpc_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Broker, worker and frontend as subprocesses; the keys are client1 and client2."""
+    with Stack(tmp_path_factory.mktemp("stack"), time_scale=1.0) as stack:
+        stack.broker.start()
+        stack.start_worker(
+            "worker-1", engine="embedded", cache_dir=tmp_path_factory.mktemp("cache"), device="cpu"
+        )
+        stack.start_frontend()
+        until("the service is ready", lambda: stack.get("/readyz")[0] == 200, START_LIMIT_S)
+        yield stack
+
+
+@pytest.fixture
+def client1(grpc_server: Stack) -> Client:
+    return grpc_server.client("client1")
+
+
+@pytest.fixture
+def client2(grpc_server: Stack) -> Client:
+    return grpc_server.client("client2")
+
+
+def size_of(png: bytes) -> tuple[int, int]:
+    """Height and width of a PNG that can be read to its end."""
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+        image.load()
+        return image.height, image.width
+
+
+# --- Who may call -----------------------------------------------------------------------------------
+
+
+def test_ping_success(client1: Client, client2: Client) -> None:
+    assert client1.ping() == "Pong"
+    assert client2.ping() == "Pong"
+
+
+@pytest.mark.parametrize("key", ["", "client3", "client1,client2", "CLIENT1"])
+def test_ping_invalid_api_key(grpc_server: Stack, key: str) -> None:
+    with pytest.raises(grpc.RpcError) as refused:
+        grpc_server.client(key).ping()
+    assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_generate_invalid_api_key(grpc_server: Stack) -> None:
+    # A height that is out of range, too: nobody without a key learns what is valid.
+    refusal = grpc_server.client("client3").begin(height=0).refusal()
+    assert refusal.code is grpc.StatusCode.UNAUTHENTICATED
+    assert not refusal.bad_fields
+
+
+# --- What may be asked for --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "argument", "value", "allowed"),
+    [
+        *(
+            (side, side, value, "1 to 1024 pixels")
+            for side in ("height", "width")
+            for value in (0, -1, 1025, 2**31 - 1)
+        ),
+        *(("num_inference_steps", "steps", value, "1 to 20") for value in (0, -5, 21)),
+        *(
+            ("guidance_scale", "guidance", value, "1.0 to 10.0")
+            for value in (0.99, 10.01, 0.0, -1.0, math.nan, math.inf, -math.inf)
+        ),
+    ],
+)
+def test_generate_param_validation(
+    client1: Client, field: str, argument: str, value: float, allowed: str
+) -> None:
+    refusal = client1.begin(**{argument: value}).refusal()
+    assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert list(refusal.bad_fields) == [field]
+    shown = f"{value:g}" if isinstance(value, float) else str(value)
+    for text in (refusal.text, refusal.bad_fields[field]):
+        assert text == f"{field}: {shown} is out of range, allowed is {allowed}"
+
+
+def test_all_bad_fields_are_named_at_once(client1: Client) -> None:
+    refusal = client1.begin(height=0, width=2000, steps=21, guidance=math.nan).refusal()
+    assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert set(refusal.bad_fields) == {"height", "width", "num_inference_steps", "guidance_scale"}
+    assert all(field in refusal.text for field in refusal.bad_fields)
+
+
+# --- How a call ends early --------------------------------------------------------------------------
+
+
+def test_a_deadline_stops_the_drawing(grpc_server: Stack, client1: Client, client2: Client) -> None:
+    # Before any large image was drawn: later the broker knows that this one cannot be done in time.
+    call = client1.begin(height=1024, width=1024, steps=20, deadline_s=3.0)
+    running = grpc_server.until_running(step=0)
+    assert call.refusal().code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert_stopped_and_free(grpc_server, client2, running.job_id)
+
+
+def test_a_disconnect_stops_the_drawing(grpc_server: Stack, client1: Client, client2: Client) -> None:
+    client1.begin(height=1024, width=1024, steps=20)
+    running = grpc_server.until_running()
+    client1.disconnect()
+    assert_stopped_and_free(grpc_server, client2, running.job_id)
+
+
+def assert_stopped_and_free(grpc_server: Stack, client: Client, job_id: str) -> None:
+    row = grpc_server.until_state("worker-1", "ready")
+    assert row.engine_restarts == 0
+    assert size_of(client.draw(height=16, width=16).image_png) == (16, 16)
+    ended = grpc_server.workers["worker-1"].until_event("job ended", job_id=job_id)
+    assert ended["outcome"] in {"CANCELLED", "DEADLINE_EXCEEDED"}
+
+
+# --- What comes back --------------------------------------------------------------------------------
+
+
+def test_generate_success_png_header(client1: Client) -> None:
+    image = client1.draw("a futuristic cityscape", height=64, width=96, steps=4, guidance=7.5, seed=2**64 - 1)
+    assert image.image_png.startswith(PNG_SIGNATURE)
+    assert size_of(image.image_png) == (64, 96)
+    assert image.seed == 2**64 - 1
+    assert 0 < image.inference_time < LIMIT_S
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (17, 500), (1023, 1), (1024, 1024)])
+def test_the_image_has_exactly_the_size_asked_for(client1: Client, height: int, width: int) -> None:
+    image = client1.draw(height=height, width=width, steps=1)
+    assert size_of(image.image_png) == (height, width)
+
+
+def test_the_same_wish_gives_the_same_bytes_and_another_wish_others(client1: Client) -> None:
+    def draw(prompt: str, seed: int) -> bytes:
+        return client1.draw(prompt, steps=2, seed=seed).image_png
+
+    first = draw("a red fox", 1)
+    assert draw("a red fox", 1) == first
+    assert draw("a blue whale", 1) != first
+    assert draw("a red fox", 2) != first
+
+
+def test_without_a_seed_one_is_drawn_that_makes_the_image_again(client1: Client) -> None:
+    first, second = client1.draw(steps=2), client1.draw(steps=2)
+    assert first.seed != second.seed
+    assert first.image_png != second.image_png
+    assert client1.draw(steps=2, seed=second.seed).image_png == second.image_png
+
+
+@pytest.mark.parametrize("prompt", ["", "Straße, 東京, 🦊", "x" * 8192])
+def test_any_text_is_a_prompt(client1: Client, prompt: str) -> None:
+    assert size_of(client1.draw(prompt, height=16, width=16).image_png) == (16, 16)
+
+
+def test_the_sample_client_runs_unchanged(grpc_server: Stack, tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, str(SAMPLE_CLIENT), grpc_server.address],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=START_LIMIT_S,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert size_of((tmp_path / "output.png").read_bytes()) == (512, 512)
+    assert ended.stdout.startswith("output.png: seed ")
+
+
+# --- When it is busy --------------------------------------------------------------------------------
+
+
+def test_single_user_queue_exhausted(grpc_server: Stack, client1: Client) -> None:
+    first = client1.begin(height=512, width=512, steps=20)
+    grpc_server.until_running(step=0)
+    refusal = grpc_server.client("client1").begin().refusal()
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "CLIENT_BUSY")
+    assert refusal.retry_after_s is not None
+    assert refusal.retry_after_s > 0
+    assert size_of(first.image().image_png) == (512, 512)
+
+
+def test_multiple_clients_queue_positions(grpc_server: Stack, client1: Client, client2: Client) -> None:
+    first = client1.begin(height=512, width=512, steps=20)
+    grpc_server.until_running(step=0)
+    refusal = client2.begin().refusal()
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ALL_WORKERS_BUSY")
+    assert refusal.retry_after_s is not None
+    assert refusal.retry_after_s > 0
+    assert size_of(first.image().image_png) == (512, 512)
+    assert size_of(client2.draw().image_png) == (64, 64)
+
+
+# --- What the service says about itself -------------------------------------------------------------
+
+
+def test_the_metrics_tell_the_truth(grpc_server: Stack, client1: Client) -> None:
+    row = grpc_server.until_state("worker-1", "ready")
+    assert (row.engine, row.device) == ("embedded", "cpu")
+    assert row.model
+    assert "untrained" in row.warning, "nobody is to take it for the real model"
+    before = client1.metrics()
+    client1.draw(height=16, width=16)
+    client1.begin(height=0).refusal()
+    after = client1.metrics()
+    assert (after.in_flight, after.queued) == (0, 0)
+    assert after.completed == before.completed + 1
+    assert after.failed == before.failed == 0
+    assert after.rejected == before.rejected, "what is invalid never gets as far as the broker"
+    status, document = grpc_server.get("/metrics")
+    assert status == 200
+    assert document["worker_alive"] is document["grpc_alive"] is document["broker_alive"] is True
+    assert document["completed"] == after.completed
+    assert document["ram_used_mb"] > 0
+    assert 0 <= document["cpu_percent"] <= 100
+    assert document["gpu_used_mb"] == 0 or document["workers"][0]["gpus"]
+
+
+def test_no_key_and_no_prompt_is_in_the_logs(grpc_server: Stack, client1: Client) -> None:
+    client1.draw("a very secret garden", height=16, width=16)
+    logs = "".join(component.log_text() for component in grpc_server.components)
+    assert "job completed" in logs
+    assert "secret garden" not in logs
+    assert not any(f'"{key}"' in logs for key in KEYS)
