@@ -43,12 +43,12 @@ class Admission:
         active = self.jobs.active_of(submit.claim.key_fingerprint)
         if len(active) < submit.key_job_limit:
             return None
-        detail = f"this API key has {len(active)} active job(s), and may have {submit.key_job_limit}"
+        detail = f"{len(active)} active, {submit.key_job_limit} allowed"
         return Refusal(RefusalReason.CLIENT_BUSY, detail, self._clamped(min(self._waits(active, now))))
 
     def _judge_workers(self, submit: Submit, now: float) -> Refusal | None:
         if not len(self.workers):
-            return Refusal(RefusalReason.NO_WORKERS, "no worker is registered", None)
+            return Refusal(RefusalReason.NO_WORKERS, "", None)
         serving = [worker for worker in self.workers if worker.is_serving(now, self.timing.probe_after_s)]
         if not serving:
             return Refusal(
@@ -59,7 +59,7 @@ class Admission:
         queued = sum(isinstance(job.state, Queued) for job in self.jobs)
         idle = sum(isinstance(worker.slot, Idle) for worker in serving)
         if queued >= idle + self.queue_limit:
-            return self._all_busy(f"all {len(serving)} worker(s) are busy, {queued} job(s) queued", now)
+            return self._all_busy(f"{len(serving) - idle} of {len(serving)} busy, {queued} queued", now)
         return self._judge_deadline(submit, queued < idle, now)
 
     def _judge_deadline(self, submit: Submit, at_once: bool, now: float) -> Refusal | None:
@@ -80,7 +80,7 @@ class Admission:
                 for worker in self.workers
             }
         )
-        return f"{len(self.workers)} worker(s) registered, none of them ready: {', '.join(states)}"
+        return f"{len(self.workers)} registered: {', '.join(states)}"
 
     def _all_busy(self, detail: str, now: float) -> Refusal:
         running = [job for job in self.jobs if isinstance(job.state, Dispatched)]
@@ -90,22 +90,24 @@ class Admission:
     def _waits(self, jobs: list[Job], now: float) -> Iterator[float]:
         """Seconds until each of the jobs can be expected to end."""
         for job in jobs:
-            expected_s = self.run_times.expected_s(job.parameters)
+            left_s = self.run_times.expected_s(job.parameters)
             if isinstance(job.state, Dispatched):
-                elapsed_s = now - job.state.since
-                yield self._left_by_progress(job.state, elapsed_s) or max(
-                    0.0, (expected_s or 0.0) - elapsed_s
-                )
-            else:
-                yield expected_s or self.timing.heartbeat_interval_s
+                by_progress_s = self._left_by_progress(job.state, now)
+                by_experience_s = None if left_s is None else left_s - (now - job.state.since)
+                left_s = by_experience_s if by_progress_s is None else by_progress_s
+            # Nothing known, or longer than expected: ask again when there has been news.
+            yield self.timing.heartbeat_interval_s if left_s is None or left_s <= 0 else left_s
 
-    def _left_by_progress(self, state: Dispatched, elapsed_s: float) -> float | None:
+    def _left_by_progress(self, state: Dispatched, now: float) -> float | None:
         """From the denoising steps that the worker reported; None before the first one."""
         worker: Worker | None = self.workers.registered.get(state.worker_id)
         running = None if worker is None else worker.report.running
-        if running is None or running.execution_id != state.execution_id or running.step == 0:
+        if worker is None or running is None or running.execution_id != state.execution_id:
             return None
-        return elapsed_s * (running.steps - running.step) / running.step
+        if running.step == 0:
+            return None
+        done_s = worker.heard_at - state.since
+        return done_s * (running.steps - running.step) / running.step - (now - worker.heard_at)
 
     def _shortest_waits(self, now: float) -> Iterator[float]:
         for job in self.jobs:

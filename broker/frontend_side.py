@@ -44,7 +44,8 @@ class FrontendSide:
             case Leave(incarnation=incarnation):
                 frontend = self._state.frontends.get(incarnation)
                 if frontend is not None:
-                    self._lose_frontend(frontend, "left")
+                    self._state.note("frontend left", frontend_id=frontend.frontend_id)
+                    self._remove(frontend)
             case _:
                 assert_never(message)
 
@@ -116,10 +117,11 @@ class FrontendSide:
     def watch(self, now: float) -> None:
         for frontend in list(self._state.frontends):
             if now - frontend.heard_at >= self._state.timing.peer_lost_s:
-                self._lose_frontend(frontend, "silent")
+                self._state.note("frontend lost", "warning", frontend_id=frontend.frontend_id)
+                self._remove(frontend)
 
-    def _lose_frontend(self, frontend: Frontend, reason: str) -> None:
+    def _remove(self, frontend: Frontend) -> None:
+        """Its RPCs have nobody to answer them any more."""
         self._state.frontends.remove(frontend)
-        self._state.note("frontend lost", "warning", frontend_id=frontend.frontend_id, reason=reason)
         for job in self._state.jobs.owned_by(frontend.incarnation):
             self._job_life.end(job)

@@ -123,9 +123,10 @@ def test_a_deadline_stops_the_drawing(grpc_server: Stack, client1: Client, clien
 
 
 def test_a_disconnect_stops_the_drawing(grpc_server: Stack, client1: Client, client2: Client) -> None:
-    client1.begin(height=1024, width=1024, steps=20)
+    call = client1.begin(height=1024, width=1024, steps=20)
     running = grpc_server.until_running()
     client1.disconnect()
+    assert call.refusal().code is grpc.StatusCode.CANCELLED
     assert_stopped_and_free(grpc_server, client2, running.job_id)
 
 

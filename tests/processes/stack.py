@@ -445,10 +445,10 @@ class Stack:
         return until(f"{worker} is {state}", look, limit_s)
 
     def until_running(self, step: int = 1, worker: str | None = None) -> image_gen_pb2.WorkerStatus:
-        """Until the metrics show a job that has made `step` steps."""
+        """Until the metrics show a job that a worker has begun, and made `step` steps of."""
 
         def look() -> image_gen_pb2.WorkerStatus | None:
-            rows = (row for row in self.rows() if row.state == "busy" and row.step >= step)
+            rows = (row for row in self.rows() if row.job_id and row.step >= step)
             return next((row for row in rows if worker in {None, row.worker_id}), None)
 
         return until(f"a job runs on {worker or 'a worker'}, step {step}", look)

@@ -1,0 +1,188 @@
+"""The worker session with its engine processes: death, hanging, replacement, backoff."""
+
+import pytest
+from samples.session_driver import SessionDriver
+from samples.wire import claim, identifier
+
+from gpu_worker.actions import RunJob
+from gpu_worker.engine_keeper import Dying
+from proto.failures import FailureCode
+from proto.messages import JobPhase, Outcome, WorkerPhase
+
+EXECUTION = identifier("execution")
+
+
+@pytest.fixture
+def worker() -> SessionDriver:
+    return SessionDriver()
+
+
+@pytest.fixture
+def busy(worker) -> SessionDriver:
+    worker.run_job()
+    return worker
+
+
+# --- Death -------------------------------------------------------------------------------------
+
+
+def test_a_job_whose_engine_dies_is_a_crash_and_the_engine_is_replaced_at_once(worker):
+    worker.run_job(claim=claim(crashes=1, attempts=2))
+    worker.exited("killed by SIGSEGV")
+    outcome = worker.outcome()
+    assert outcome.failure.code is FailureCode.ENGINE_CRASHED
+    assert outcome.failure.detail == "killed by SIGSEGV"
+    assert (outcome.attempts, outcome.crashes) == (2, 2)
+    assert worker.started() == [2]
+    assert worker.report().running is None
+    assert worker.report().phase is WorkerPhase.LOADING
+    assert worker.report().engine_restarts == 1
+    assert worker.report().held[0].claim.crashes == 2
+
+
+def test_an_idle_engine_that_dies_is_replaced(worker):
+    worker.become_ready()
+    worker.exited()
+    assert worker.sent(Outcome) == []
+    assert worker.started() == [2]
+
+
+def test_the_last_words_of_a_dead_engine_mean_nothing(busy):
+    busy.exited()
+    busy.ready(child=1)
+    busy.loading(child=1)
+    busy.finished(child=1)
+    busy.exited(child=1)
+    assert busy.deeds() == []
+    busy.start("next")
+    assert busy.of(RunJob) == []
+    busy.ready(child=2)
+    busy.start("one more")
+    (run,) = busy.of(RunJob)
+    assert run.child == 2
+
+
+def test_an_engine_that_keeps_dying_is_started_less_and_less_often(worker):
+    worker.become_ready()
+    pauses = []
+    for _ in range(6):
+        worker.exited()
+        died_at = worker.now
+        while not worker.started():
+            assert worker.session.next_deadline() - worker.now < 60
+            worker.after(0.25)
+        pauses.append(worker.now - died_at)
+    assert pauses == pytest.approx([0.0, 1.0, 2.0, 4.0, 5.0, 5.0])
+
+
+def test_while_it_pauses_the_worker_says_why(worker):
+    worker.become_ready()
+    worker.exited()
+    worker.exited("no space left on device")
+    report = worker.report()
+    assert report.phase is WorkerPhase.FAILED
+    assert report.activity == "no space left on device"
+    assert report.model is None
+
+
+def test_a_ready_engine_sets_the_pauses_back(worker):
+    worker.become_ready()
+    for _ in range(4):
+        worker.exited()
+        while not worker.started():
+            worker.after(0.25)
+    worker.ready()
+    worker.exited()
+    assert worker.started()
+
+
+def test_a_hopeless_model_ends_the_worker(worker):
+    worker.become_ready()
+    worker.exited("no model in /models/flux", hopeless=True)
+    assert worker.exit().code == 78
+    assert worker.exit().reason == "no model in /models/flux"
+    assert worker.started() == []
+
+
+# --- Hanging -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("phase", "limit_s"), [(JobPhase.TEXT, 5.0), (JobPhase.STEP, 6.0), (JobPhase.DECODE, 7.0)]
+)
+def test_an_engine_without_progress_is_killed_and_the_job_is_a_crash(busy, phase, limit_s):
+    busy.progress(1, phase)
+    busy.after(limit_s - 0.1)
+    assert busy.killed() == []
+    busy.after(0.2)
+    assert busy.killed() == [1]
+    assert busy.sent(Outcome) == [], "it may still hold the device"
+    busy.exited("killed by SIGKILL")
+    outcome = busy.outcome()
+    assert outcome.failure.code is FailureCode.ENGINE_HUNG
+    assert phase.value in outcome.failure.detail
+    assert outcome.crashes == 1
+    assert busy.started() == [2]
+
+
+def test_each_step_is_progress(busy):
+    for step in range(10):
+        busy.progress(step)
+        busy.after(5.9)
+    assert busy.killed() == []
+
+
+def test_loading_without_progress_is_hanging(worker):
+    worker.after(0.1)
+    worker.loading("weights", 10)
+    worker.after(49.0)
+    worker.loading("weights", 11)
+    worker.after(49.9)
+    assert worker.killed() == []
+    worker.after(0.2)
+    assert worker.killed() == [1]
+    worker.exited("killed by SIGKILL")
+    assert worker.started() == [2]
+
+
+def test_an_engine_that_does_not_stop_is_killed(busy):
+    busy.viewed(cancel=(EXECUTION,))
+    busy.after(3.9)
+    assert busy.killed() == []
+    busy.after(0.2)
+    assert busy.killed() == [1]
+    busy.exited("killed by SIGKILL")
+    assert busy.outcome().failure.code is FailureCode.CANCELLED
+    assert busy.outcome().crashes == 0, "the job was not wanted any more"
+
+
+def test_a_killed_engine_is_killed_once(busy):
+    busy.after(5.1)
+    assert busy.killed() == [1]
+    busy.after(60.0)
+    assert busy.killed() == []
+    assert busy.reports()[-1].phase is WorkerPhase.LOADING
+
+
+def test_a_killed_engine_is_not_ready_whatever_was_still_in_its_pipe(worker):
+    worker.after(50.1)
+    assert worker.killed() == [1]
+    worker.ready()
+    assert isinstance(worker.session.engine.state, Dying)
+    worker.start()
+    assert worker.of(RunJob) == []
+    worker.after(1.0)
+    worker.exited()
+    assert worker.started() == [2]
+
+
+def test_the_image_of_a_hung_engine_comes_too_late(busy):
+    busy.after(5.1)
+    assert busy.killed() == [1]
+    busy.finished()
+    outcome = busy.outcome()
+    assert outcome.failure.code is FailureCode.ENGINE_HUNG
+    assert outcome.crashes == 1
+    assert busy.report().phase is not WorkerPhase.READY
+    busy.exited()
+    assert busy.sent(Outcome) == []
