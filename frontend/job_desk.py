@@ -244,7 +244,8 @@ class JobDesk:
     # --- The broker ----------------------------------------------------------------------------
 
     def _from_broker(self, message: ToFrontend, now: float) -> None:
-        self.contact.heard(now)
+        if not (isinstance(message, Refuse) and message.job_id is None):
+            self.contact.heard(now)  # A broker that serves nobody is as good as none.
         match message:
             case FrontendView():
                 self._viewed(message, now)

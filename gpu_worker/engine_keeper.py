@@ -102,8 +102,12 @@ class EngineKeeper:
         self.state = dataclasses.replace(self.state, progress_at=now, activity=activity, percent=percent)
         return is_new
 
-    def ready(self, model: ModelCard) -> None:
-        self.state = Ready(self.children, model)
+    def ready(self, model: ModelCard) -> bool:
+        """False if it is too late: a killed process does not come back."""
+        if not isinstance(self.state, Loading):
+            return False
+        self.state = Ready(self.state.child, model)
+        return True
 
     def kill(self, reason: str) -> int | None:
         """The number of the process to kill; None if there is none, or it is being killed already."""

@@ -67,6 +67,7 @@ EXIT_SUPERSEDED: Final = 78
 EXIT_MODEL_UNUSABLE: Final = 78
 """EX_CONFIG: starting again cannot help until somebody changes something."""
 DETAIL_CHARACTERS: Final = 500
+ENGINE_DEATHS: Final = frozenset({FailureCode.ENGINE_CRASHED, FailureCode.ENGINE_HUNG})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -125,7 +126,9 @@ class Session:
             return None
         instants = [self.contact.next_report_at, self.contact.silent_at]
         if self.drain_deadline is not None:
-            instants += [self.drain_deadline, self._idle_since + self._farewell_s()]
+            instants.append(self.drain_deadline)
+            if isinstance(self.slot, Free):
+                instants.append(self._idle_since + self._farewell_s())
         elif (engine_deadline := self.engine.next_deadline()) is not None:
             instants.append(engine_deadline)
         if (expiry := self.held.next_expiry()) is not None:
@@ -146,6 +149,8 @@ class Session:
                 assert_never(self.slot)
 
     def _do_what_is_due(self, now: float) -> None:
+        if self._over:
+            return
         self._watch_engine(now)
         self._watch_job(now)
         self.held.expire(now)
@@ -167,6 +172,7 @@ class Session:
     # --- The broker ----------------------------------------------------------------------------
 
     def _from_broker(self, message: ToWorker, now: float) -> None:
+        self.contact.heard(now)
         match message:
             case WorkerView():
                 self._viewed(message, now)
@@ -305,6 +311,8 @@ class Session:
         png: bytes | memoryview,
         now: float,
     ) -> None:
+        if isinstance(result, JobFailed) and result.code in ENGINE_DEATHS:
+            claim = dataclasses.replace(claim, crashes=claim.crashes + 1)
         self.slot = Free()
         self._idle_since = now
         self._ended.append(execution_id)
@@ -343,9 +351,9 @@ class Session:
                 if self.engine.loading(activity, percent, now):
                     self.contact.report_soon(now)
             case EngineReady(model=model):
-                self.engine.ready(model)
-                self._note("engine ready", model=model.name, child=event.child)
-                self.contact.report_soon(now)
+                if self.engine.ready(model):
+                    self._note("engine ready", model=model.name, child=event.child)
+                    self.contact.report_soon(now)
             case EngineProgress():
                 self._progressed(event, now)
             case EngineFinished():
@@ -403,8 +411,6 @@ class Session:
                 failure = JobFailed(code=code, detail=detail)
             case Free():
                 return
-        if failure.code in {FailureCode.ENGINE_CRASHED, FailureCode.ENGINE_HUNG}:
-            claim = dataclasses.replace(claim, crashes=claim.crashes + 1)
         self._end_execution(claim, execution_id, failure, b"", now)
 
     def _watch_engine(self, now: float) -> None:
@@ -453,7 +459,7 @@ class Session:
         return 2 * self.contact.interval_s
 
     def _finish_drain(self, now: float) -> None:
-        if self.drain_deadline is None or self._over:
+        if self.drain_deadline is None:
             return
         idle = isinstance(self.slot, Free)
         patience_over = now >= self._idle_since + self._farewell_s()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 import structlog
 import zmq
@@ -10,6 +11,8 @@ from proto.codec import ProtocolViolation, decode, encode
 from proto.messages import Body, Message
 from proto.sockets import LoopSocket, SendResult
 from proto.violations import ViolationLog
+
+FAREWELL_MS: Final = 200
 
 log = structlog.get_logger()
 
@@ -40,7 +43,8 @@ class BrokerLink:
         self._socket = self._connected()
 
     def close(self) -> None:
-        self._socket.close()
+        """For good. A LEAVE that was just sent still gets away."""
+        self._socket.close(FAREWELL_MS)
 
     def _connected(self) -> LoopSocket:
         socket = LoopSocket(zmq.DEALER, self._max_message_bytes, self._on_frames)

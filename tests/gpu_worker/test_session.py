@@ -91,9 +91,9 @@ def test_numbers_grow_with_every_message(busy):
 
 def test_the_broker_sets_the_pace(ready):
     ready.viewed(heartbeat_interval_ms=200)
-    ready.after(2.0, answered=False)
-    slow = len(ready.reports())
-    assert slow in {9, 10, 11}
+    ready.after(1.0, answered=False)
+    ready.after(1.0, answered=False)
+    assert len(ready.reports()) in {4, 5}
 
 
 @pytest.mark.parametrize(("told_ms", "shortest_s", "longest_s"), [(0, 0.005, 0.02), (2**31, 50, 61)])
@@ -138,6 +138,7 @@ def test_a_start_is_a_word_of_the_broker_as_well(ready):
     ready.after(0.9)
     for n in range(4):
         ready.after(0.9, answered=False)
+        assert not ready.of(ReconnectToBroker)
         ready.start(f"stale {n}", epoch=identifier("another"))
         assert not ready.of(ReconnectToBroker)
 

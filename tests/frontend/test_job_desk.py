@@ -1,0 +1,547 @@
+"""The job desk: each RPC's job from its opening to its one end. Events in, actions out."""
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from samples.wire import (
+    EPOCH,
+    PARAMETERS,
+    failure_outcome,
+    frontend_view,
+    identifier,
+    image_outcome,
+)
+
+from frontend.actions import (
+    EndJob,
+    ImageDelivered,
+    JobGivenUp,
+    JobRefused,
+    ReconnectToBroker,
+    SendToBroker,
+    SnapshotArrived,
+)
+from frontend.events import (
+    DrainRequested,
+    FromBroker,
+    JobOpened,
+    LeaveRequested,
+    SnapshotWanted,
+    TimerFired,
+    WaiterLeft,
+)
+from frontend.job_desk import JobDesk
+from frontend.validation import ValidJob
+from proto.codec import decode, encode
+from proto.failures import FailureCode, RefusalReason
+from proto.messages import (
+    FrontendReport,
+    JobClaim,
+    JobFailed,
+    JobState,
+    JobStatus,
+    Leave,
+    OpenJob,
+    Refuse,
+    Snapshot,
+    SnapshotRequest,
+    Submit,
+)
+from proto.timing import Timing
+
+INCARNATION = identifier("frontend 1")
+JOB = identifier("job")
+EXECUTION = identifier("execution")
+
+
+class DeskDriver:
+    """Tells the desk things, and keeps what it did about the latest of them."""
+
+    def __init__(self, max_open_jobs: int = 3) -> None:
+        self.now = 100.0
+        self.timing = Timing()
+        self.desk = JobDesk(
+            frontend_id="frontend",
+            incarnation=INCARNATION,
+            timing=self.timing,
+            started_at=self.now,
+            max_open_jobs=max_open_jobs,
+        )
+        self.actions: list[Any] = []
+
+    def tell(self, event: Any) -> list[Any]:
+        self.actions = self.desk.handle(event, self.now)
+        self.desk.check_invariants()
+        deadline = self.desk.next_deadline()
+        assert deadline is None or deadline > self.now, "a deadline in the past"
+        return self.actions
+
+    def after(self, duration_s: float, *, answered: bool = True) -> list[Any]:
+        """Let time pass; while `answered`, the broker has a view for every report, without jobs."""
+        end, happened = self.now + duration_s, []
+        while (deadline := self.desk.next_deadline()) is not None and deadline <= end:
+            self.now = deadline
+            happened += self.tell(TimerFired())
+            if answered and self.sent(FrontendReport):
+                happened += self.viewed()
+        self.now = end
+        self.actions = happened
+        return happened
+
+    def open(self, job: object = "job", remaining_s: float = 60.0, **changes: Any) -> list[Any]:
+        valid = ValidJob(prompt="a cät", parameters=PARAMETERS, digest=identifier("digest"))
+        event = JobOpened(
+            job_id=identifier(job),
+            key_fingerprint="key",
+            job=valid,
+            time_remaining_s=remaining_s,
+            **changes,
+        )
+        return self.tell(event)
+
+    def waiter_left(self, job: object = "job") -> list[Any]:
+        return self.tell(WaiterLeft(job_id=identifier(job)))
+
+    def heard(self, message: Any) -> list[Any]:
+        return self.tell(FromBroker(message=message))
+
+    def viewed(self, *statuses: JobStatus, echo: int | None = None, **changes: Any) -> list[Any]:
+        echo = self.desk.contact.seq if echo is None else echo
+        return self.heard(frontend_view(jobs=statuses, echo=echo, **changes))
+
+    def status(self, state: JobState, job: object = "job", echo: int | None = None, **changes: Any) -> list[Any]:
+        return self.viewed(JobStatus(job_id=identifier(job), state=state, **changes), echo=echo)
+
+    def refused(self, reason: RefusalReason, job: object = "job", **changes: Any) -> list[Any]:
+        return self.heard(Refuse(reason=reason, job_id=identifier(job), **changes))
+
+    def sent(self, kind: type[Any]) -> list[Any]:
+        return [
+            action.message
+            for action in self.actions
+            if isinstance(action, SendToBroker) and isinstance(action.message, kind)
+        ]
+
+    def submit(self) -> Submit:
+        (submit,) = self.sent(Submit)
+        return submit
+
+    def report(self) -> FrontendReport:
+        (report,) = self.sent(FrontendReport)
+        return report
+
+    def ends(self) -> dict[bytes, Any]:
+        return {action.job_id: action.end for action in self.actions if isinstance(action, EndJob)}
+
+    def end(self, job: object = "job") -> Any:
+        return self.ends()[identifier(job)]
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [action for action in self.actions if isinstance(action, kind)]
+
+
+@pytest.fixture
+def desk() -> DeskDriver:
+    """Its broker has answered."""
+    driver = DeskDriver()
+    driver.tell(TimerFired())
+    driver.viewed()
+    return driver
+
+
+@pytest.fixture
+def submitted(desk) -> DeskDriver:
+    desk.open()
+    return desk
+
+
+@pytest.fixture
+def accepted(submitted) -> DeskDriver:
+    submitted.status(JobState.RUNNING, execution_id=EXECUTION, attempts=1)
+    return submitted
+
+
+# --- Opening and submitting --------------------------------------------------------------------
+
+
+def test_it_begins_with_a_report():
+    desk = DeskDriver()
+    desk.tell(TimerFired())
+    assert desk.report() == FrontendReport(frontend_id="frontend", incarnation=INCARNATION, seq=1)
+
+
+def test_a_job_is_submitted_at_once(desk):
+    desk.open(remaining_s=12.5, key_job_limit=2)
+    assert desk.submit() == Submit(
+        frontend_id="frontend",
+        incarnation=INCARNATION,
+        seq=desk.desk.contact.seq,
+        claim=JobClaim(
+            job_id=JOB,
+            key_fingerprint="key",
+            parameters_digest=identifier("digest"),
+            remaining_ms=12_500,
+        ),
+        parameters=PARAMETERS,
+        key_job_limit=2,
+        body="a cät".encode(),
+    )
+
+
+def test_open_jobs_are_in_every_report(accepted):
+    accepted.open("second")
+    accepted.after(1.1)
+    assert accepted.sent(FrontendReport)[-1].jobs == (
+        OpenJob(job_id=JOB, execution_id=EXECUTION),
+        OpenJob(job_id=identifier("second")),
+    )
+
+
+@pytest.mark.parametrize("state", [JobState.QUEUED, JobState.RUNNING, JobState.ENDED])
+def test_what_the_broker_lists_is_accepted(submitted, state):
+    submitted.status(state, execution_id=EXECUTION)
+    assert submitted.actions == []
+    submitted.status(JobState.UNKNOWN)
+    assert submitted.submit().accepted
+
+
+def test_a_job_that_the_broker_does_not_know_is_submitted_again(submitted):
+    submitted.status(JobState.UNKNOWN)
+    assert not submitted.submit().accepted, "nobody has taken it yet"
+
+
+def test_a_resubmission_says_what_is_known_of_the_job(accepted):
+    accepted.status(JobState.QUEUED, attempts=2, crashes=1)
+    accepted.now += 10.0
+    accepted.status(JobState.UNKNOWN)
+    submit = accepted.submit()
+    assert submit.accepted
+    assert submit.execution_id == EXECUTION
+    assert (submit.claim.attempts, submit.claim.crashes) == (2, 1)
+    assert submit.claim.remaining_ms == 50_000
+
+
+def test_counters_only_grow(accepted):
+    accepted.status(JobState.QUEUED, attempts=2, crashes=2)
+    accepted.status(JobState.QUEUED, attempts=1, crashes=1)
+    accepted.status(JobState.UNKNOWN)
+    assert (accepted.submit().claim.attempts, accepted.submit().claim.crashes) == (2, 2)
+
+
+def test_a_view_from_before_the_submission_says_nothing_about_it(submitted):
+    before = submitted.desk.jobs[JOB].submit_seq - 1
+    submitted.status(JobState.UNKNOWN, echo=before)
+    assert submitted.sent(Submit) == []
+
+
+def test_a_new_life_of_the_broker_gets_a_report_at_once(accepted):
+    accepted.viewed()
+    assert accepted.sent(FrontendReport) == []
+    accepted.viewed(epoch=identifier("another"))
+    assert accepted.report().jobs == (OpenJob(job_id=JOB, execution_id=EXECUTION),)
+
+
+# --- Ends --------------------------------------------------------------------------------------
+
+
+def test_an_image_ends_the_job_and_the_broker_learns_it_at_once(accepted):
+    accepted.heard(image_outcome(EXECUTION, body=b"these pixels"))
+    assert accepted.end() == ImageDelivered(png=b"these pixels", inference_time_s=1.0, seed=7)
+    assert accepted.report().jobs == ()
+    accepted.heard(image_outcome(identifier("another")))
+    assert accepted.actions == [], "an RPC is answered once"
+
+
+def test_an_image_that_comes_before_the_acceptance_counts(submitted):
+    submitted.heard(image_outcome(EXECUTION))
+    assert isinstance(submitted.end(), ImageDelivered)
+
+
+def test_a_failure_ends_the_job(accepted):
+    failure = JobFailed(code=FailureCode.OUT_OF_MEMORY, detail="too large")
+    accepted.heard(failure_outcome(EXECUTION, failure, attempts=3))
+    assert accepted.end() == JobGivenUp(code=FailureCode.OUT_OF_MEMORY, detail="too large", attempts=3)
+
+
+def test_a_refusal_ends_a_job_that_was_not_accepted(submitted):
+    submitted.refused(RefusalReason.ALL_WORKERS_BUSY, detail="all busy", retry_after_ms=1500)
+    assert submitted.end() == JobRefused(
+        reason=RefusalReason.ALL_WORKERS_BUSY, detail="all busy", retry_after_s=1.5
+    )
+
+
+def test_a_refusal_without_delay_has_none(submitted):
+    submitted.refused(RefusalReason.NO_WORKERS)
+    assert submitted.end().retry_after_s is None
+
+
+def test_an_accepted_job_is_refused_no_more(accepted):
+    accepted.refused(RefusalReason.ALL_WORKERS_BUSY)
+    assert accepted.actions == []
+
+
+def test_words_about_unknown_jobs_mean_nothing(desk):
+    desk.refused(RefusalReason.NO_WORKERS, "unknown")
+    desk.heard(image_outcome(EXECUTION, "unknown"))
+    desk.status(JobState.UNKNOWN, "unknown")
+    assert desk.actions == []
+
+
+def test_the_desks_own_clock_ends_a_job_at_its_deadline(accepted):
+    accepted.after(59.9)
+    assert accepted.ends() == {}
+    accepted.after(0.2)
+    end = accepted.end()
+    assert (end.code, end.attempts) == (FailureCode.DEADLINE_EXCEEDED, 1)
+    assert accepted.sent(FrontendReport)[-1].jobs == ()
+
+
+@pytest.mark.parametrize("remaining_s", [0.0, -5.0])
+def test_a_call_without_time_ends_at_once(desk, remaining_s):
+    desk.open(remaining_s=remaining_s)
+    assert desk.end().code is FailureCode.DEADLINE_EXCEEDED
+
+
+def test_a_waiter_that_left_gets_nothing_and_the_broker_learns_it_at_once(accepted):
+    accepted.waiter_left()
+    assert accepted.report().jobs == ()
+    accepted.heard(image_outcome(EXECUTION))
+    assert accepted.actions == []
+    accepted.waiter_left()
+    assert accepted.actions == []
+
+
+# --- The broker is away ------------------------------------------------------------------------
+
+
+def test_a_broker_that_never_answered_is_given_its_time():
+    desk = DeskDriver()
+    desk.tell(TimerFired())
+    desk.open()
+    desk.after(2.9, answered=False)
+    assert desk.ends() == {}
+    assert not desk.desk.broker_alive(desk.now)
+    desk.after(0.2, answered=False)
+    assert desk.end().reason is RefusalReason.BROKER_UNREACHABLE
+    assert desk.end().retry_after_s
+
+
+def test_while_no_broker_answers_a_call_is_refused_at_once(desk):
+    desk.after(3.1, answered=False)
+    assert desk.of(ReconnectToBroker)
+    desk.open()
+    assert desk.end().reason is RefusalReason.BROKER_UNREACHABLE
+    desk.viewed()
+    desk.open("second")
+    assert desk.submit()
+
+
+def test_an_accepted_job_waits_for_the_broker_to_come_back(accepted):
+    accepted.after(20.0, answered=False)
+    assert accepted.ends() == {}
+    accepted.viewed(epoch=identifier("another"))
+    accepted.status(JobState.UNKNOWN)
+    assert accepted.submit().accepted
+
+
+def test_fresh_connections_are_made_as_long_as_nobody_answers(desk):
+    desk.after(12.5, answered=False)
+    assert len(desk.of(ReconnectToBroker)) == 4
+
+
+@pytest.mark.parametrize("reason", [RefusalReason.VERSION_MISMATCH, RefusalReason.SUPERSEDED])
+def test_a_broker_that_does_not_serve_this_frontend_is_as_good_as_none(desk, reason):
+    """Its refusals answer no job: a call must not wait for it until its deadline."""
+    desk.open()
+    ends = {}
+    for _ in range(8):
+        desk.heard(Refuse(reason=reason, detail="no"))
+        desk.after(0.5, answered=False)
+        ends |= desk.ends()
+    assert ends[JOB].reason is RefusalReason.BROKER_UNREACHABLE
+
+
+def test_readiness_is_what_a_living_broker_says(desk):
+    desk.viewed(ready_workers=2)
+    assert desk.desk.ready_workers(desk.now) == 2
+    assert desk.desk.broker_alive(desk.now)
+    desk.after(3.1, answered=False)
+    assert desk.desk.ready_workers(desk.now) == 0
+    assert not desk.desk.broker_alive(desk.now)
+
+
+# --- Limits, drain, end ------------------------------------------------------------------------
+
+
+def test_a_full_desk_refuses(desk):
+    for n in range(3):
+        desk.open(n)
+    desk.open("one more")
+    assert desk.end("one more").reason is RefusalReason.FRONTEND_FULL
+    assert desk.end("one more").retry_after_s
+    desk.waiter_left(0)
+    desk.open("and another")
+    assert desk.submit()
+
+
+def test_a_draining_desk_refuses_new_jobs_and_keeps_the_open_ones(accepted):
+    accepted.tell(DrainRequested())
+    assert accepted.actions == []
+    accepted.open("second")
+    assert accepted.end("second").reason is RefusalReason.FRONTEND_DRAINING
+    accepted.heard(image_outcome(EXECUTION))
+    assert isinstance(accepted.end(), ImageDelivered)
+
+
+def test_leaving_ends_every_job_and_says_good_bye(accepted):
+    accepted.open("second")
+    accepted.tell(LeaveRequested())
+    assert set(accepted.ends()) == {JOB, identifier("second")}
+    (leave,) = accepted.sent(Leave)
+    assert leave.incarnation == INCARNATION
+    assert accepted.desk.next_deadline() is None
+    accepted.now += 100.0
+    assert accepted.tell(TimerFired()) == []
+    assert accepted.heard(image_outcome(EXECUTION)) == []
+
+
+def test_a_snapshot_is_asked_for_and_handed_on(desk):
+    desk.tell(SnapshotWanted())
+    (request,) = desk.sent(SnapshotRequest)
+    snapshot = Snapshot(
+        broker_id="broker",
+        epoch=EPOCH,
+        echo=request.seq,
+        in_flight=0,
+        queued=0,
+        completed=0,
+        failed=0,
+        cancelled=0,
+        rejected={},
+    )
+    desk.heard(snapshot)
+    assert desk.actions == [SnapshotArrived(snapshot=snapshot)]
+
+
+# --- Anything in any order ---------------------------------------------------------------------
+
+JOBS = tuple(f"job {n}" for n in range(5))
+jobs = st.sampled_from(JOBS)
+rarely = st.integers(0, 9).map(lambda n: n == 0)
+
+
+class DeskMachine(RuleBasedStateMachine):
+    """Every job that was opened gets exactly one end, by its deadline, unless its waiter has left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.driver = DeskDriver()
+        self.open: dict[bytes, float] = {}
+        """Deadlines of the RPCs that wait."""
+        self.count = 0
+        self.last_seq = 0
+
+    def tell(self, event) -> None:
+        self.driver.tell(event)
+        for action in self.driver.actions:
+            match action:
+                case EndJob(job_id=job_id):
+                    assert job_id in self.open, "an end for nobody, or a second one"
+                    del self.open[job_id]
+                case SendToBroker(message=message):
+                    assert decode(encode(message)) == message, "a message that the broker would drop"
+                    assert message.seq > self.last_seq
+                    self.last_seq = message.seq
+                case _:
+                    pass
+
+    @invariant()
+    def the_desk_has_the_jobs_that_wait(self) -> None:
+        assert set(self.driver.desk.jobs) == set(self.open)
+        assert all(deadline > self.driver.now for deadline in self.open.values()), "an RPC hangs"
+
+    def some_job(self, data) -> bytes:
+        return data.draw(st.sampled_from(sorted(self.open) or [identifier("unknown")]))
+
+    @rule(remaining_s=st.sampled_from([-1.0, 0.0, 0.4, 5.0, 60.0, 600.0]))
+    def opens(self, remaining_s) -> None:
+        self.count += 1
+        job_id = identifier(f"job {self.count}")
+        self.open[job_id] = self.driver.now + remaining_s
+        job = ValidJob(prompt="p", parameters=PARAMETERS, digest=identifier("digest"))
+        opened = JobOpened(job_id=job_id, key_fingerprint="key", job=job, time_remaining_s=remaining_s)
+        self.tell(opened)
+
+    @rule(data=st.data())
+    def waiter_leaves(self, data) -> None:
+        job_id = self.some_job(data)
+        self.open.pop(job_id, None)
+        self.tell(WaiterLeft(job_id=job_id))
+
+    @rule(
+        data=st.data(),
+        state=st.sampled_from(JobState),
+        behind=st.integers(0, 3),
+        attempts=st.integers(0, 1000),
+        new_epoch=rarely,
+    )
+    def views(self, data, state, behind, attempts, new_epoch) -> None:
+        status = JobStatus(
+            job_id=self.some_job(data), state=state, execution_id=EXECUTION, attempts=attempts
+        )
+        view = frontend_view(
+            jobs=(status,),
+            echo=max(0, self.last_seq - behind),
+            epoch=identifier(f"epoch {self.count}") if new_epoch else EPOCH,
+        )
+        self.tell(FromBroker(message=view))
+
+    @rule(data=st.data(), failure=st.none() | st.sampled_from(FailureCode))
+    def outcomes(self, data, failure) -> None:
+        job_id = self.some_job(data)
+        outcome = image_outcome(EXECUTION, body=b"png")
+        if failure is not None:
+            outcome = failure_outcome(EXECUTION, JobFailed(code=failure))
+        was_open = job_id in self.open
+        self.tell(FromBroker(message=type(outcome)(**{**_fields(outcome), "job_id": job_id})))
+        assert (job_id in self.driver.ends()) == was_open, "the first outcome ends a job"
+
+    @rule(data=st.data(), reason=st.sampled_from(RefusalReason), of_peer=rarely)
+    def refusals(self, data, reason, of_peer) -> None:
+        job_id = None if of_peer else self.some_job(data)
+        self.tell(FromBroker(message=Refuse(reason=reason, job_id=job_id)))
+
+    @rule()
+    def asks(self) -> None:
+        self.tell(SnapshotWanted())
+
+    @rule(sure=st.integers(0, 40).map(lambda n: n == 0))
+    def drains(self, sure) -> None:
+        if sure:
+            self.tell(DrainRequested())
+
+    @rule(duration_s=st.sampled_from([0.01, 0.3, 1.1, 3.1, 9.0]))
+    def time_passes(self, duration_s) -> None:
+        end = self.driver.now + duration_s
+        while (deadline := self.driver.desk.next_deadline()) is not None and deadline <= end:
+            self.driver.now = deadline
+            self.tell(TimerFired())
+        self.driver.now = end
+
+    def teardown(self) -> None:
+        self.tell(LeaveRequested())
+        assert self.open == {}
+        assert self.driver.desk.next_deadline() is None
+
+
+def _fields(outcome) -> dict[str, Any]:
+    return {name: getattr(outcome, name) for name in outcome.__slots__}
+
+
+DeskMachine.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=30, deadline=None, derandomize=True, database=None
+)
+test_anything_in_any_order = DeskMachine.TestCase
