@@ -18,6 +18,7 @@ from broker.events import (
     TimerFired,
     WorkerUnreachable,
 )
+from broker.ipc_path import why_not_bindable
 from broker.settings import BrokerSettings
 from proto.actor import Mailbox
 from proto.codec import (
@@ -89,11 +90,14 @@ class Router:
         close_context()
 
     def _bind(self, socket: LoopSocket, endpoint: str) -> None:
+        if (obstacle := why_not_bindable(endpoint)) is not None:
+            self.close()
+            raise CannotBind(f"cannot listen on {endpoint}: {obstacle}")
         try:
             socket.bind(endpoint)
         except zmq.ZMQError as error:
             self.close()
-            reason = zmq.strerror(error.errno)  # the error's own text repeats the address
+            reason = zmq.strerror(error.errno or 0)  # the error's own text repeats the address
             raise CannotBind(f"cannot listen on {endpoint}: {reason}") from error
 
     # --- Between the core and the sockets ------------------------------------------------------

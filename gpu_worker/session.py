@@ -154,8 +154,7 @@ class Session:
         self._watch_engine(now)
         self._watch_job(now)
         self.held.expire(now)
-        self._finish_drain(now)
-        if self._over:
+        if self._finish_drain(now):
             return
         if now >= self.contact.silent_at:
             self._reconnect(now)
@@ -458,15 +457,17 @@ class Session:
         """How long an idle draining worker waits for its outcomes to be released."""
         return 2 * self.contact.interval_s
 
-    def _finish_drain(self, now: float) -> None:
+    def _finish_drain(self, now: float) -> bool:
+        """Leave as soon as nothing is left to do; True if the session is over."""
         if self.drain_deadline is None:
-            return
+            return False
         idle = isinstance(self.slot, Free)
         patience_over = now >= self._idle_since + self._farewell_s()
         if now >= self.drain_deadline:
             self._leave("the time to drain is over")
         elif idle and (len(self.held) == 0 or patience_over):
             self._leave("drained")
+        return self._over
 
     def _leave(self, reason: str) -> None:
         self._send(Leave(incarnation=self.incarnation, seq=self.contact.next_seq(), reason=reason))

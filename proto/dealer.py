@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
 
 import structlog
 import zmq
@@ -11,8 +10,6 @@ from proto.codec import ProtocolViolation, decode, encode
 from proto.messages import Body, Message
 from proto.sockets import LoopSocket, SendResult
 from proto.violations import ViolationLog
-
-FAREWELL_MS: Final = 200
 
 log = structlog.get_logger()
 
@@ -43,8 +40,7 @@ class BrokerLink:
         self._socket = self._connected()
 
     def close(self) -> None:
-        """For good. A LEAVE that was just sent still gets away."""
-        self._socket.close(FAREWELL_MS)
+        self._socket.close()
 
     def _connected(self) -> LoopSocket:
         socket = LoopSocket(zmq.DEALER, self._max_message_bytes, self._on_frames)

@@ -83,14 +83,13 @@ class LoopSocket:
             self._look_soon()
         return SendResult.SENT
 
-    def close(self, linger_ms: int = 0) -> None:
-        """What is still queued gets `linger_ms` to leave, during which `close_context` blocks."""
+    def close(self) -> None:
         if self._socket.closed:
             return
         if self._look_again is not None:
             self._look_again.cancel()
         self._loop.remove_reader(self._fd)
-        self._socket.close(linger=linger_ms)
+        self._socket.close(linger=0)
 
     def _look_soon(self) -> None:
         if self._look_again is None:

@@ -17,7 +17,7 @@ def refused(broker, job="refused", **changes):
     broker.submit(job, **changes)
     refuse = broker.refusal()
     assert refuse.job_id == identifier(job)
-    assert refuse.detail
+    assert refuse.detail or refuse.reason is RefusalReason.NO_WORKERS
     assert broker.job(job) is None
     assert broker.counters.rejected[refuse.reason] > 0
     return refuse.reason, refuse.retry_after_ms
@@ -167,7 +167,7 @@ def test_of_several_workers_the_first_that_will_be_free_counts(broker):
 def test_the_retry_delay_has_bounds(broker):
     broker.worker()
     execution = broker.run_job()
-    assert refused(broker, key="other")[1] == 100
+    assert refused(broker, key="other")[1] == 1000  # nothing is known yet: ask again after the next report
     for _ in range(60):
         broker.after(1.0)
         broker.runs(execution, step=0)

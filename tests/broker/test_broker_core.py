@@ -4,7 +4,7 @@ import pytest
 from samples.wire import EPOCH, PARAMETERS, claim, held, identifier, leave, running
 
 from broker.actions import SendToFrontend, SendToWorker
-from broker.events import DrainRequested, FrontendUnreachable, FromWorker
+from broker.events import DrainRequested, FromWorker, FrontendUnreachable
 from broker.jobs import Delivering, Dispatched, Failed, Queued, Returned
 from proto.failures import RETRYABLE_FAILURES, FailureCode, RefusalReason
 from proto.messages import (
@@ -54,9 +54,7 @@ def test_a_job_for_an_idle_worker_is_started_and_its_frontend_told(broker):
                 echo=1,
                 heartbeat_interval_ms=1000,
                 ready_workers=1,
-                jobs=(
-                    JobStatus(job_id=JOB, state=JobState.RUNNING, execution_id=EXECUTION, attempts=1),
-                ),
+                jobs=(JobStatus(job_id=JOB, state=JobState.RUNNING, execution_id=EXECUTION, attempts=1),),
             ),
         ),
     ]

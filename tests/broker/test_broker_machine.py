@@ -266,7 +266,9 @@ class BrokerMachine(RuleBasedStateMachine):
         self.look()
         if overtaken:
             return
-        (view,) = [v for v in self.broker.to_frontend(FrontendView, frontend) if len(v.jobs) == len(listed)][:1]
+        (view,) = [v for v in self.broker.to_frontend(FrontendView, frontend) if len(v.jobs) == len(listed)][
+            :1
+        ]
         assert {status.job_id for status in view.jobs} == {identifier(job) for job in listed}
         for job in owned:
             left_out = job.claim.job_id not in {identifier(name) for name in listed}

@@ -26,9 +26,7 @@ def silently(broker, duration_s):
 def test_the_first_report_registers_and_every_report_is_answered_with_its_number(broker):
     broker.worker(seq=41)
     assert broker.registered() == {"worker"}
-    assert broker.view() == WorkerView(
-        broker_id="broker", epoch=EPOCH, echo=41, heartbeat_interval_ms=1000
-    )
+    assert broker.view() == WorkerView(broker_id="broker", epoch=EPOCH, echo=41, heartbeat_interval_ms=1000)
     broker.worker(seq=57)
     assert broker.view().echo == 57
 

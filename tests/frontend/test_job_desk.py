@@ -112,7 +112,9 @@ class DeskDriver:
         echo = self.desk.contact.seq if echo is None else echo
         return self.heard(frontend_view(jobs=statuses, echo=echo, **changes))
 
-    def status(self, state: JobState, job: object = "job", echo: int | None = None, **changes: Any) -> list[Any]:
+    def status(
+        self, state: JobState, job: object = "job", echo: int | None = None, **changes: Any
+    ) -> list[Any]:
         return self.viewed(JobStatus(job_id=identifier(job), state=state, **changes), echo=echo)
 
     def refused(self, reason: RefusalReason, job: object = "job", **changes: Any) -> list[Any]:
@@ -489,9 +491,7 @@ class DeskMachine(RuleBasedStateMachine):
         new_epoch=rarely,
     )
     def views(self, data, state, behind, attempts, new_epoch) -> None:
-        status = JobStatus(
-            job_id=self.some_job(data), state=state, execution_id=EXECUTION, attempts=attempts
-        )
+        status = JobStatus(job_id=self.some_job(data), state=state, execution_id=EXECUTION, attempts=attempts)
         view = frontend_view(
             jobs=(status,),
             echo=max(0, self.last_seq - behind),

@@ -2,7 +2,7 @@
 
 import pytest
 from samples.session_driver import INCARNATION, SessionDriver
-from samples.wire import CARD, EPOCH, PARAMETERS, READINGS, claim, identifier
+from samples.wire import CARD, PARAMETERS, READINGS, claim, identifier
 
 from gpu_worker.actions import ReconnectToBroker, RunJob, SendToBroker, StartEngine
 from gpu_worker.engines.engine import EngineJob
@@ -156,9 +156,7 @@ def test_a_broker_of_another_version_is_tried_again_and_again(ready):
 
 def test_a_start_is_begun_and_reported(ready):
     ready.start()
-    job = EngineJob(
-        execution_id=EXECUTION, job_id=identifier("job"), prompt="a cat", parameters=PARAMETERS
-    )
+    job = EngineJob(execution_id=EXECUTION, job_id=identifier("job"), prompt="a cat", parameters=PARAMETERS)
     assert ready.of(RunJob) == [RunJob(child=1, job=job)]
     assert ready.report().running == RunningExecution(
         execution_id=EXECUTION, claim=claim(), phase=JobPhase.TEXT, step=0, steps=4
@@ -197,7 +195,9 @@ def test_it_remembers_enough_of_what_has_ended(ready):
 
 
 def refused(worker, reason):
-    assert worker.refusal() == Refuse(reason=reason, job_id=identifier("job"), execution_id=identifier("other"))
+    assert worker.refusal() == Refuse(
+        reason=reason, job_id=identifier("job"), execution_id=identifier("other")
+    )
     assert worker.reports(), "the broker learns at once why"
     assert worker.of(RunJob) == []
 

@@ -82,7 +82,9 @@ class SessionMachine(RuleBasedStateMachine):
         if isinstance(message, Outcome):
             assert message.execution_id in self.begun, "an outcome of nothing"
             first = self.outcomes.setdefault(message.execution_id, message)
-            assert (first.image, first.failure) == (message.image, message.failure), "two ends of one execution"
+            assert (first.image, first.failure) == (message.image, message.failure), (
+                "two ends of one execution"
+            )
             if message.execution_id == self.running:
                 self.running = None
         if not isinstance(message, Refuse):

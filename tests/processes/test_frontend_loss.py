@@ -46,7 +46,7 @@ def test_a_frontend_that_is_asked_to_end_answers_first(stack: Stack) -> None:
     content = content_of(call.image())
     assert content.prompt_digest == prompt_digest("the last one")
     assert stack.frontend.ends() == 0
-    stack.broker.until_event("frontend lost", reason="left")
+    stack.broker.until_event("frontend left")
     stack.start_frontend()
     assert content_of(stack.client().draw("after")).prompt_digest == prompt_digest("after")
 

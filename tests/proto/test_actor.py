@@ -40,7 +40,7 @@ def core():
 
 async def until(condition):
     async with asyncio.timeout(LIMIT_S):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - there is nobody who could set an event
             await asyncio.sleep(0.001)
 
 

@@ -68,7 +68,9 @@ class Driver:
         changes = {"incarnation": incarnation, "seq": self.seq(incarnation), **changes}
         return self.from_worker(worker_report(worker, **changes), b"to " + worker.encode())
 
-    def image(self, execution: bytes, job: object = "job", worker: str = "worker", **changes: Any) -> list[Any]:
+    def image(
+        self, execution: bytes, job: object = "job", worker: str = "worker", **changes: Any
+    ) -> list[Any]:
         incarnation = identifier(f"{worker} 1")
         outcome = image_outcome(execution, job, worker, **{"seq": self.seq(incarnation), **changes})
         return self.from_worker(outcome, b"to " + worker.encode())
@@ -179,5 +181,7 @@ class Driver:
         self.runs(execution_id, job, worker)
         return execution_id
 
-    def runs(self, execution_id: bytes, job: object = "job", worker: str = "worker", step: int = 0) -> list[Any]:
+    def runs(
+        self, execution_id: bytes, job: object = "job", worker: str = "worker", step: int = 0
+    ) -> list[Any]:
         return self.worker(worker, running=running(execution_id, job, step))

@@ -98,10 +98,10 @@ class SessionDriver:
     def ready(self, child: int | None = None) -> list[Any]:
         return self.tell(EngineReady(child=child or self.child, model=CARD))
 
-    def progress(self, step: int, phase: JobPhase = JobPhase.STEP, execution: object = "execution") -> list[Any]:
-        event = EngineProgress(
-            child=self.child, execution_id=identifier(execution), phase=phase, step=step
-        )
+    def progress(
+        self, step: int, phase: JobPhase = JobPhase.STEP, execution: object = "execution"
+    ) -> list[Any]:
+        event = EngineProgress(child=self.child, execution_id=identifier(execution), phase=phase, step=step)
         return self.tell(event)
 
     def finished(
@@ -115,12 +115,12 @@ class SessionDriver:
     def failed(
         self, code: FailureCode, detail: str = "so it said", execution: object = "execution"
     ) -> list[Any]:
-        event = EngineFailed(
-            child=self.child, execution_id=identifier(execution), code=code, detail=detail
-        )
+        event = EngineFailed(child=self.child, execution_id=identifier(execution), code=code, detail=detail)
         return self.tell(event)
 
-    def exited(self, reason: str = "killed by SIGSEGV", *, hopeless: bool = False, child: int | None = None) -> list[Any]:
+    def exited(
+        self, reason: str = "killed by SIGSEGV", *, hopeless: bool = False, child: int | None = None
+    ) -> list[Any]:
         return self.tell(EngineExited(child=child or self.child, reason=reason, hopeless=hopeless))
 
     def drain(self) -> list[Any]:

@@ -193,9 +193,7 @@ snapshots = st.builds(
     failed=counts,
     cancelled=counts,
     rejected=st.dictionaries(st.sampled_from(RefusalReason), counts),
-    workers=some(
-        st.builds(m.WorkerRow, report=worker_reports, state=names, report_age_ms=milliseconds)
-    ),
+    workers=some(st.builds(m.WorkerRow, report=worker_reports, state=names, report_age_ms=milliseconds)),
 )
 
 BY_TYPE: dict[type[m.Message], st.SearchStrategy[Any]] = {
