@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import msgpack
 from pydantic import TypeAdapter, ValidationError
@@ -137,7 +137,12 @@ def _header_of(frame: Body) -> dict[str, Any]:
         raise ProtocolViolation(ViolationKind.SIZE, f"a header of {len(frame)} bytes")
     try:
         fields = msgpack.unpackb(
-            frame, max_array_len=MAX_LISTED, max_map_len=MAX_KEYS, max_ext_len=0, strict_map_key=True
+            frame,
+            max_array_len=MAX_LISTED,
+            max_map_len=MAX_KEYS,
+            max_ext_len=0,
+            ext_hook=_no_extension,
+            strict_map_key=True,
         )
     except Exception as error:  # noqa: BLE001 - msgpack raises a dozen kinds, undocumented ones among them
         raise ProtocolViolation(
@@ -146,6 +151,11 @@ def _header_of(frame: Body) -> dict[str, Any]:
     if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
         raise ProtocolViolation(ViolationKind.HEADER, "not a map with strings as keys")
     return fields
+
+
+def _no_extension(code: int, _data: bytes) -> NoReturn:
+    """For those of no length at all; longer ones exceed `max_ext_len`."""
+    raise ValueError(f"an extension of type {code}")
 
 
 def _body_of(command: _Command, rest: Sequence[Body]) -> Body | None:

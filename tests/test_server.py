@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -94,7 +95,7 @@ def test_generate_invalid_api_key(grpc_server: Stack) -> None:
     ],
 )
 def test_generate_param_validation(
-    client1: Client, field: str, argument: str, value: float, allowed: str
+    client1: Client, field: str, argument: str, value: Any, allowed: str
 ) -> None:
     refusal = client1.begin(**{argument: value}).refusal()
     assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT

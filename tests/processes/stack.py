@@ -3,9 +3,11 @@
 What a test waits for is always something that it can see, with a limit; nothing here guesses durations.
 """
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -78,7 +80,8 @@ def content_of(image: Drawn) -> FakeImageContent:
     return content
 
 
-def refusal_of(error: grpc.RpcError) -> Refusal:
+def refusal_of(error: Any) -> Refusal:
+    """`error` is a `grpc.RpcError` and a `grpc.Call` in one, which no type can say."""
     status = rpc_status.from_call(error)
     info, retry, bad = ErrorInfo(), RetryInfo(), BadRequest()
     has_retry = False
@@ -88,7 +91,7 @@ def refusal_of(error: grpc.RpcError) -> Refusal:
         detail.Unpack(bad)
     return Refusal(
         code=error.code(),
-        text=error.details(),
+        text=error.details() or "",
         reason=info.reason,
         retry_after_s=retry.retry_delay.ToNanoseconds() / 1e9 if has_retry else None,
         attempts=int(info.metadata["attempts"]) if "attempts" in info.metadata else None,
@@ -112,7 +115,8 @@ class OpenCall:
     def outcome(self, limit_s: float = LIMIT_S) -> Drawn | Refusal:
         """How it ended; a call that does not end fails the test."""
         try:
-            return self._call.result(timeout=limit_s)
+            image: Drawn = self._call.result(timeout=limit_s)
+            return image
         except grpc.FutureTimeoutError:
             pytest.fail(f"the call hangs: no answer within {limit_s:g} s")
         except grpc.FutureCancelledError:
@@ -143,7 +147,7 @@ class Client:
         ]
         self.channel = grpc.insecure_channel(address, options)
         self.stub = image_gen_pb2_grpc.ImageGenStub(self.channel)
-        self.metadata = [("api-key", key)]
+        self.metadata: tuple[tuple[str, str | bytes], ...] = (("api-key", key),)
 
     def __enter__(self) -> Self:
         return self
@@ -305,23 +309,28 @@ class Component:
 class Stack:
     """Broker, workers and a frontend. At its end every process must be gone."""
 
-    def __init__(self, folder: Path, *, time_scale: float = 0.2) -> None:
+    def __init__(self, folder: Path, *, time_scale: float = 0.2, over_tcp: bool = False) -> None:
         self.timing = Timing().scaled(time_scale)
         self.workers: dict[str, Component] = {}
         self._folder = folder
         # A unix socket's path holds 107 bytes: less than the folders of tests have.
         self._sockets = tempfile.TemporaryDirectory(prefix="flux-", dir="/tmp")
+        self._for_frontends, self._for_workers = (
+            (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+            if over_tcp
+            else (f"ipc://{self._sockets.name}/{name}" for name in ("frontends", "workers"))
+        )
         self._shared: dict[str, object] = {"time_scale": time_scale, "log_format": "json"}
         self.broker = self._component(
             "broker",
             "broker",
-            frontends_endpoint=f"ipc://{self._sockets.name}/frontends",
-            workers_endpoint=f"ipc://{self._sockets.name}/workers",
+            frontends_endpoint=self._for_frontends,
+            workers_endpoint=self._for_workers,
         )
         self.frontend = self._component(
             "frontend",
             "frontend",
-            broker_endpoint=f"ipc://{self._sockets.name}/frontends",
+            broker_endpoint=self._for_frontends,
             grpc_port=0,
             http_port=0,
         )
@@ -372,7 +381,7 @@ class Stack:
                 name,
                 "gpu_worker",
                 worker_id=name,
-                broker_endpoint=f"ipc://{self._sockets.name}/workers",
+                broker_endpoint=self._for_workers,
                 **{**defaults, **settings},
             )
         self.workers[name].start()
@@ -465,6 +474,13 @@ class Stack:
     def logs(self) -> str:
         """For the report of a failed test."""
         return "\n".join(component.log_tail() for component in self.components)
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that nothing listens on at the moment."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
 
 
 def processes_of(sessions: list[int]) -> list[psutil.Process]:

@@ -10,9 +10,9 @@ from processes.stack import SLACK_S, Component, Stack, content_of, until
 from gpu_worker.engines.fake import prompt_digest
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack(tmp_path_factory.mktemp("stack")) as running:
+@pytest.fixture(scope="module", params=["ipc", "tcp"])
+def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with Stack(tmp_path_factory.mktemp("stack"), over_tcp=request.param == "tcp") as running:
         yield running.start(fake_step_s=0.1)
 
 
