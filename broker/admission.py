@@ -32,6 +32,8 @@ class Admission:
     timing: Timing
     queue_limit: int
     draining: bool
+    is_young: bool
+    """The broker has just started: workers may be about to report."""
 
     def judge(self, submit: Submit, now: float) -> Refusal | None:
         """None if the job is admitted."""
@@ -48,7 +50,8 @@ class Admission:
 
     def _judge_workers(self, submit: Submit, now: float) -> Refusal | None:
         if not len(self.workers):
-            return Refusal(RefusalReason.NO_WORKERS, "", None)
+            retry_s = self.timing.heartbeat_interval_s if self.is_young else None
+            return Refusal(RefusalReason.NO_WORKERS, "", retry_s)
         serving = [worker for worker in self.workers if worker.is_serving(now, self.timing.probe_after_s)]
         if not serving:
             return Refusal(
@@ -64,7 +67,7 @@ class Admission:
 
     def _judge_deadline(self, submit: Submit, at_once: bool, now: float) -> Refusal | None:
         wait_s = 0.0 if at_once else min(self._shortest_waits(now), default=0.0)
-        needed_s = wait_s + self.run_times.lower_bound_s(submit.parameters)
+        needed_s = wait_s + self.run_times.lower_bound_s(submit.parameters, now)
         remaining_s = submit.claim.remaining_ms / 1000
         if needed_s <= remaining_s:
             return None
@@ -90,7 +93,7 @@ class Admission:
     def _waits(self, jobs: list[Job], now: float) -> Iterator[float]:
         """Seconds until each of the jobs can be expected to end."""
         for job in jobs:
-            left_s = self.run_times.expected_s(job.parameters)
+            left_s = self.run_times.expected_s(job.parameters, now)
             if isinstance(job.state, Dispatched):
                 by_progress_s = self._left_by_progress(job.state, now)
                 by_experience_s = None if left_s is None else left_s - (now - job.state.since)
@@ -112,7 +115,8 @@ class Admission:
     def _shortest_waits(self, now: float) -> Iterator[float]:
         for job in self.jobs:
             if isinstance(job.state, Dispatched):
-                yield max(0.0, self.run_times.lower_bound_s(job.parameters) - (now - job.state.since))
+                bound_s = self.run_times.lower_bound_s(job.parameters, now)
+                yield max(0.0, bound_s - (now - job.state.since))
 
     @staticmethod
     def _clamped(wait_s: float) -> float:

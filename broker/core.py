@@ -51,6 +51,7 @@ class Broker:
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at the instant `now` (seconds of a monotonic clock) and say what is to be done."""
+        self.state.advance(now)
         match event:
             case FromWorker(route=route, message=message):
                 self._worker_side.receive(route, message, now)
@@ -63,9 +64,11 @@ class Broker:
             case DrainRequested():
                 self._drain()
             case TimerFired():
-                self._make_round(now)
+                pass  # A round is made below when it is due: a busy broker looks after its peers as well.
             case _:
                 assert_never(event)
+        if self._next_round_at is not None and now >= self._next_round_at:
+            self._make_round(now)
         self._job_life.dispatch(now)
         self._tell_readiness()
         self._arm(now)
@@ -93,7 +96,7 @@ class Broker:
         watching = len(state.workers) + len(state.workers.lost) + len(state.jobs) + len(state.frontends) > 0
         if not watching:
             self._next_round_at = None
-        elif self._next_round_at is None or self._next_round_at <= now:
+        elif self._next_round_at is None:
             self._next_round_at = now + state.timing.probe_interval_s
 
     def _tell_readiness(self) -> None:

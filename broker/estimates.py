@@ -9,6 +9,10 @@ from typing import Final
 from proto.messages import ImageParameters
 
 OBSERVATIONS: Final = 64
+MAX_AGE_S: Final = 300.0
+"""Older ones are forgotten: one slow spell must not refuse deadlines for ever."""
+ENOUGH: Final = 3
+"""Observations without which nobody is told that a deadline is too short."""
 PATCH_PIXELS: Final = 16
 """FLUX works on patches of 16 x 16 pixels; its work grows with their number, and with the steps."""
 
@@ -19,34 +23,47 @@ def work_units(parameters: ImageParameters) -> int:
     return patches * parameters.steps
 
 
+@dataclass(frozen=True, slots=True)
+class Observation:
+    at: float
+    units: int
+    run_s: float
+
+
 @dataclass(slots=True)
 class RunTimes:
-    """Work units and seconds of the latest executions, of all workers together."""
+    """Work units and seconds of the latest executions on all workers, as these measured them."""
 
-    _observed: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=OBSERVATIONS))
+    _observed: deque[Observation] = field(default_factory=lambda: deque(maxlen=OBSERVATIONS))
 
-    def observe(self, parameters: ImageParameters, run_s: float) -> None:
-        self._observed.append((work_units(parameters), run_s))
+    def observe(self, parameters: ImageParameters, run_s: float, now: float) -> None:
+        self._observed.append(Observation(now, work_units(parameters), run_s))
 
-    def expected_s(self, parameters: ImageParameters) -> float | None:
+    def expected_s(self, parameters: ImageParameters, now: float) -> float | None:
         """A straight line through what was observed; None before anything was."""
-        if not self._observed:
+        observed = self._recent(now)
+        if not observed:
             return None
-        units = [unit for unit, _ in self._observed]
-        seconds = [run_s for _, run_s in self._observed]
+        units = [each.units for each in observed]
+        seconds = [each.run_s for each in observed]
         if len(set(units)) == 1:
             return mean(seconds)
         slope, intercept = linear_regression(units, seconds)
         return max(min(seconds), intercept + slope * work_units(parameters))
 
-    def lower_bound_s(self, parameters: ImageParameters) -> float:
+    def lower_bound_s(self, parameters: ImageParameters, now: float) -> float:
         """The shortest time of any execution as large as the largest one that is not larger than this.
 
         More work never takes less time on the fastest worker, so this holds without any model of the cost.
-        0 where nothing as small was observed.
+        0 where too little was observed.
         """
+        observed = self._recent(now)
         wanted = work_units(parameters)
-        smaller = [unit for unit, _ in self._observed if unit <= wanted]
-        if not smaller:
+        floor = max((each.units for each in observed if each.units <= wanted), default=None)
+        if floor is None:
             return 0.0
-        return min(run_s for unit, run_s in self._observed if unit >= max(smaller))
+        as_large = [each.run_s for each in observed if each.units >= floor]
+        return min(as_large) if len(as_large) >= ENOUGH else 0.0
+
+    def _recent(self, now: float) -> list[Observation]:
+        return [each for each in self._observed if now - each.at < MAX_AGE_S]

@@ -26,6 +26,10 @@ class FrontendSide:
 
     def receive(self, route: bytes, message: ToBrokerFromFrontend, now: float) -> None:
         match message:
+            case FrontendReport(incarnation=incarnation) | Submit(incarnation=incarnation) if (
+                incarnation in self._state.frontends.left
+            ):
+                pass  # Late words of one that said good-bye.
             case FrontendReport():
                 self._frontend_reported(route, message, now)
             case Submit():
@@ -42,6 +46,7 @@ class FrontendSide:
                 )
                 self._state.send_frontend(route, picture)
             case Leave(incarnation=incarnation):
+                self._state.frontends.leave(incarnation)
                 frontend = self._state.frontends.get(incarnation)
                 if frontend is not None:
                     self._state.note("frontend left", frontend_id=frontend.frontend_id)
@@ -100,6 +105,7 @@ class FrontendSide:
             timing=self._state.timing,
             queue_limit=self._state.queue_limit,
             draining=self._state.draining,
+            is_young=self._state.is_young,
         )
 
     def _refuse(self, frontend: Frontend, submit: Submit, refusal: Refusal) -> None:

@@ -2,6 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final
+
+MAX_LEFT: Final = 1024
+"""Incarnations that have left and are remembered, the latest ones."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -21,6 +25,8 @@ class FrontendTable:
     """By incarnation."""
 
     known: dict[bytes, Frontend] = field(default_factory=dict)
+    left: dict[bytes, None] = field(default_factory=dict)
+    """Incarnations that said good-bye, oldest first: their last words may come late."""
 
     def __iter__(self) -> Iterator[Frontend]:
         return iter(self.known.values())
@@ -44,6 +50,11 @@ class FrontendTable:
             frontend.seq = seq
             frontend.route = route
         return frontend
+
+    def leave(self, incarnation: bytes) -> None:
+        self.left[incarnation] = None
+        while len(self.left) > MAX_LEFT:
+            del self.left[next(iter(self.left))]
 
     def remove(self, frontend: Frontend) -> None:
         del self.known[frontend.incarnation]

@@ -12,7 +12,7 @@ from broker.jobs import (
     Returned,
 )
 from broker.state import BrokerState
-from broker.workers import Idle, Offered, Worker
+from broker.workers import Idle, Offered, Running, Worker
 from proto.failures import FailureCode
 from proto.messages import JobFailed, Outcome, Start, Submit
 
@@ -126,8 +126,7 @@ class JobLife:
 
     def deliver(self, job: Job, outcome: Outcome, now: float) -> None:
         if isinstance(job.state, Dispatched):
-            self._state.counters.completed += 1
-            self._state.run_times.observe(job.parameters, now - job.state.since)
+            self._count_completion(job, outcome, now)
             self._state.note(
                 "job completed",
                 job_id=job.job_id,
@@ -151,6 +150,14 @@ class JobLife:
             )
         job.state = Failed(outcome, now)
         self._pass_on(job, outcome)
+
+    def _count_completion(self, job: Job, outcome: Outcome, now: float) -> None:
+        """Once for a job, even if its image was lost on its way and is drawn again."""
+        if not job.is_counted:
+            job.is_counted = True
+            self._state.counters.completed += 1
+        if outcome.image is not None:
+            self._state.run_times.observe(job.parameters, outcome.image.inference_time_s, now)
 
     def _pass_on(self, job: Job, outcome: Outcome) -> None:
         frontend = self._state.frontends.get(job.owner)
@@ -181,9 +188,8 @@ class JobLife:
 
     def end(self, job: Job) -> None:
         """Nobody waits for it any more: because it was delivered, or because it was given up."""
-        if job.is_active:
-            self._state.counters.cancelled += 1
-            self._state.note("job cancelled", job_id=job.job_id)
+        if job.is_active and not job.is_counted:
+            self._count_end_without_outcome(job)
         self._state.jobs.remove(job)
         match job.state:
             case Dispatched(worker_id=worker_id) | Delivering(worker_id=worker_id):
@@ -193,6 +199,14 @@ class JobLife:
             case _:
                 pass
 
+    def _count_end_without_outcome(self, job: Job) -> None:
+        if self._state.now >= job.deadline:
+            self._state.counters.failed += 1
+            self._state.note("job out of time", job_id=job.job_id)
+        else:
+            self._state.counters.cancelled += 1
+            self._state.note("job cancelled", job_id=job.job_id)
+
     def tell_owner(self, job: Job) -> None:
         frontend = self._state.frontends.get(job.owner)
         if frontend is not None:
@@ -201,5 +215,14 @@ class JobLife:
     def watch(self, job: Job, now: float) -> None:
         if now >= job.deadline + self._state.timing.heartbeat_interval_s:
             self.end(job)  # Its frontend has answered long ago, by its own clock.
-        elif isinstance(job.state, Returned) and now >= job.state.give_up_at:
+        elif isinstance(job.state, Returned) and now >= job.state.give_up_at and not self._any_stopping(now):
             self.fail(job, self._own_outcome(job, job.state.failure), now)
+
+    def _any_stopping(self, now: float) -> bool:
+        """Whether a worker is busy with something unwanted: it will be free at its next step."""
+        return any(
+            isinstance(worker.slot, Running)
+            and worker.is_serving(now, self._state.timing.probe_after_s)
+            and not self._state.jobs.wants(worker.slot.job_id, worker.slot.execution_id)
+            for worker in self._state.workers
+        )

@@ -82,6 +82,8 @@ class Job:
     attempts: int
     crashes: int
     state: State
+    is_counted: bool = False
+    """Among the completed."""
     last_worker_id: str | None = None
     """Where the latest attempt was; the next one goes elsewhere if it can."""
     last_failure: JobFailed | None = None

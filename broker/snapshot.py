@@ -3,11 +3,15 @@
 import dataclasses
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Final
 
 from broker.jobs import Dispatched, JobTable
 from broker.workers import LostWorker, Worker, WorkerTable
 from proto.failures import RefusalReason
 from proto.messages import Snapshot, WorkerRow
+
+MAX_ROWS: Final = 1000
+"""Workers in one snapshot: with all their readings they fit into one header."""
 
 
 @dataclass(slots=True)
@@ -44,7 +48,7 @@ def snapshot(
         workers=(
             *(_row(worker, worker.state_name(), now) for worker in workers),
             *(_row(lost, "lost", now) for lost in workers.lost.values()),
-        ),
+        )[:MAX_ROWS],
     )
 
 

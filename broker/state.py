@@ -10,7 +10,7 @@ from broker.jobs import JobTable
 from broker.snapshot import Counters
 from broker.views import ViewMaker
 from broker.workers import Worker, WorkerTable
-from proto.messages import JobStatus, ToFrontend, ToWorker, WorkerPhase
+from proto.messages import JobStatus, ToFrontend, ToWorker
 from proto.notes import Note, NoteLevel
 from proto.timing import Timing
 
@@ -31,6 +31,10 @@ class BrokerState:
     run_times: RunTimes = field(default_factory=RunTimes)
     counters: Counters = field(default_factory=Counters)
     draining: bool = False
+    now: float = 0.0
+    """Of the event that is handled."""
+    started_at: float | None = None
+    """Of the first event."""
     views: ViewMaker = field(init=False)
     outbox: list[Action] = field(default_factory=list)
 
@@ -41,9 +45,21 @@ class BrokerState:
             heartbeat_interval_s=self.timing.heartbeat_interval_s,
         )
 
+    def advance(self, now: float) -> None:
+        """An event has come."""
+        self.now = now
+        if self.started_at is None:
+            self.started_at = now
+
+    @property
+    def is_young(self) -> bool:
+        """So short a time after the start that workers of an earlier broker may not have found this one."""
+        age_s = 0.0 if self.started_at is None else self.now - self.started_at
+        return age_s < self.timing.broker_silent_s + self.timing.heartbeat_interval_s
+
     def ready_workers(self) -> int:
-        """Those with a loaded model, idle or busy."""
-        return sum(worker.report.phase is WorkerPhase.READY for worker in self.workers)
+        """Those with a loaded model, idle or busy, that can be heard."""
+        return sum(worker.is_serving(self.now, self.timing.probe_after_s) for worker in self.workers)
 
     def send_worker(self, route: bytes, message: ToWorker) -> None:
         self.outbox.append(SendToWorker(route=route, message=message))

@@ -1,15 +1,12 @@
 """What workers say, and what it means for them and their jobs."""
 
-from typing import Final, assert_never
+from typing import assert_never
 
 from broker.job_life import JobLife
 from broker.state import BrokerState
 from broker.workers import Idle, Offered, Running, Slot, Unclear, Worker
-from proto.failures import RETRYABLE_FAILURES, FailureCode, RefusalReason
+from proto.failures import ENGINE_DEATHS, RETRYABLE_FAILURES, FailureCode, RefusalReason
 from proto.messages import JobFailed, Leave, Outcome, Refuse, ToBrokerFromWorker, WorkerReport
-
-ENGINE_GONE: Final = frozenset({FailureCode.ENGINE_CRASHED, FailureCode.ENGINE_HUNG})
-"""After these a worker takes no START, and its next report says so."""
 
 
 class WorkerSide:
@@ -33,7 +30,8 @@ class WorkerSide:
                 assert_never(message)
 
     def _worker_reported(self, route: bytes, report: WorkerReport, now: float) -> None:
-        if report.incarnation in self._state.workers.fenced:
+        if report.incarnation in self._state.workers.fenced or self._is_elder(report, now):
+            self._state.workers.fence(report.incarnation)
             detail = f"another worker has registered as {report.worker_id!r}"
             self._state.send_worker(route, Refuse(reason=RefusalReason.SUPERSEDED, detail=detail))
             return
@@ -48,6 +46,13 @@ class WorkerSide:
         worker.slot = self._slot_after_report(worker, now)
         self._take_back_missing(worker, before, now)
         self._state.send_worker_view(worker)
+
+    def _is_elder(self, report: WorkerReport, now: float) -> bool:
+        """Whether a younger process has the name: the elder was replaced, however late it speaks."""
+        present = self._state.workers.registered.get(report.worker_id)
+        if present is None or present.incarnation == report.incarnation:
+            return False
+        return report.age_ms > present.report.age_ms + (now - present.heard_at) * 1000
 
     def _register(self, route: bytes, report: WorkerReport, now: float) -> Worker:
         earlier = self._state.workers.registered.get(report.worker_id)
@@ -121,7 +126,7 @@ class WorkerSide:
             worker.heard_at, worker.unreachable_since = now, None
             slot, ended = worker.slot, (outcome.job_id, outcome.execution_id)
             if isinstance(slot, Offered | Running) and (slot.job_id, slot.execution_id) == ended:
-                engine_gone = outcome.failure is not None and outcome.failure.code in ENGINE_GONE
+                engine_gone = outcome.failure is not None and outcome.failure.code in ENGINE_DEATHS
                 worker.slot = Unclear() if engine_gone else Idle(now)
         job = self._state.jobs.get(outcome.job_id)
         if job is None or job.current_execution != outcome.execution_id:
@@ -148,6 +153,7 @@ class WorkerSide:
         worker = self._state.workers.by_incarnation(leave.incarnation)
         if worker is not None:
             self._give_up_worker(worker, f"left: {leave.reason}", now)
+            self._state.workers.fence(worker.incarnation)
             self._state.workers.remove(worker)
             self._state.note("worker left", worker_id=worker.worker_id, reason=leave.reason)
 

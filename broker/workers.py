@@ -96,7 +96,7 @@ class WorkerTable:
     registered: dict[str, Worker] = field(default_factory=dict)
     lost: dict[str, LostWorker] = field(default_factory=dict)
     fenced: dict[bytes, None] = field(default_factory=dict)
-    """Superseded incarnations, oldest first."""
+    """Incarnations that were superseded or have left, oldest first."""
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self.registered.values())

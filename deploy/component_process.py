@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from deploy import tied
-from deploy.stack import Component
+from deploy.stack import SECRETS, Component
 from deploy.supervision import ExitReport
 
 LAST_LINES: Final = 5
@@ -39,7 +39,7 @@ class ComponentProcess:
                 component.command[0],
                 *("-I", "-S", str(Path(tied.__file__)), str(os.getpid())),
                 *component.command,
-                env={**os.environ, **component.environment, "PYTHONUNBUFFERED": "1"},
+                env=_environment(component),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=write_end,
                 stderr=write_end,
@@ -86,6 +86,12 @@ class ComponentProcess:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             return
+
+
+def _environment(component: Component) -> dict[str, str]:
+    """The launcher's own, but for the secrets, which the plan gives to those who need them."""
+    inherited = {name: value for name, value in os.environ.items() if name.upper() not in SECRETS}
+    return {**inherited, **component.environment, "PYTHONUNBUFFERED": "1"}
 
 
 class OutputPipe:

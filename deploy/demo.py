@@ -69,7 +69,7 @@ class Demo:
         self._console.tell(f'drawing "{REQUEST.prompt}"')
         started_at = time.monotonic()
         try:
-            response = await _generate(stack)
+            response = await generate(stack)
             OUTPUT.write_bytes(response.image_png)
         except grpc.aio.AioRpcError as error:
             self._console.tell(f"no image: {error.code().name}: {error.details()}")
@@ -85,8 +85,11 @@ class Demo:
         return 0
 
 
-async def _generate(stack: Stack) -> image_gen_pb2.GenerateResponse:
-    options = [("grpc.max_receive_message_length", MAX_IMAGE_BYTES + 1024)]
+async def generate(stack: Stack) -> image_gen_pb2.GenerateResponse:
+    options = [
+        ("grpc.max_receive_message_length", MAX_IMAGE_BYTES + 1024),
+        ("grpc.enable_http_proxy", 0),  # otherwise http_proxy holds for this machine, too
+    ]
     async with grpc.aio.insecure_channel(stack.grpc_address, options=options) as channel:
         stub = image_gen_pb2_grpc.ImageGenStub(channel)
         metadata = (("api-key", stack.api_keys[0]),)

@@ -14,7 +14,13 @@ class LauncherSettings(ComponentSettings):
 
     model_config = SettingsConfigDict(env_prefix="FLUX_SERVER_")
 
-    workers: int = Field(1, ge=1, le=16, description="worker processes, each with a model of its own")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="worker processes, each with a model of its own; all use the same device:"
+        " the first GPU, or what FLUX_WORKER_DEVICE says",
+    )
     engine: str | None = Field(None, description="what draws; as FLUX_WORKER_ENGINE")
     model_dir: str | None = Field(None, description="folder of a FLUX model; as FLUX_WORKER_MODEL_DIR")
     grpc_port: int | None = Field(

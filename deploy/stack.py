@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pydantic import SecretStr
+
 from deploy.ports import free_ports, reachable
 from deploy.settings import FrontendEnvironment, LauncherSettings
 from proto.configuration import IPC_PATH_MAX_BYTES, ComponentSettings
@@ -16,13 +18,15 @@ from proto.configuration import IPC_PATH_MAX_BYTES, ComponentSettings
 _PREFIXES: Final = {"broker": "FLUX_BROKER_", "gpu_worker": "FLUX_WORKER_", "frontend": "FLUX_FRONTEND_"}
 _SHARED_FIELDS: Final = frozenset(ComponentSettings.model_fields)
 """What the launcher is told for all components at once."""
+SECRETS: Final = frozenset({"API_KEYS"})
+"""Variables, in capitals, that a component gets by its own `environment` only. Their case does not matter."""
 _GENERATED_KEY_BYTES: Final = 16
 _RANDOM_PART: Final = "flux-12345678"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
-    """One process. `environment` is what it gets beside the launcher's own."""
+    """One process. `environment` is what it gets beside the launcher's own, which is without the secrets."""
 
     name: str
     package: str
@@ -63,7 +67,8 @@ def socket_folder() -> Iterator[Path]:
 
 def build_stack(settings: LauncherSettings, inherited: FrontendEnvironment, folder: Path) -> Stack:
     """Plan the processes; their sockets go into `folder`."""
-    api_keys, generated = _api_keys(inherited)
+    generated = inherited.api_keys is None
+    keys = _generated_key() if inherited.api_keys is None else inherited.api_keys
     grpc_port = _port(settings.grpc_port, inherited.grpc_port)
     http_port = _port(settings.http_port, inherited.http_port)
     for_frontends, for_workers = f"ipc://{folder}/frontends", f"ipc://{folder}/workers"
@@ -93,11 +98,11 @@ def build_stack(settings: LauncherSettings, inherited: FrontendEnvironment, fold
     return Stack(
         broker=broker,
         workers=workers,
-        frontend=_with_api_keys(frontend, api_keys) if generated else frontend,
+        frontend=_with_api_keys(frontend, keys),
         grpc_address=reachable(inherited.grpc_host, grpc_port),
         http_address=reachable(inherited.http_host, http_port),
         http_port=http_port,
-        api_keys=api_keys,
+        api_keys=tuple(key.strip() for key in keys.get_secret_value().split(",")),
         api_key_was_generated=generated,
     )
 
@@ -111,15 +116,13 @@ def _component(name: str, package: str, settings: LauncherSettings, **own: str |
     return Component(name=name, package=package, environment=environment)
 
 
-def _with_api_keys(frontend: Component, api_keys: tuple[str, ...]) -> Component:
-    environment = {**frontend.environment, "API_KEYS": ",".join(api_keys)}
+def _generated_key() -> SecretStr:
+    return SecretStr(secrets.token_urlsafe(_GENERATED_KEY_BYTES))
+
+
+def _with_api_keys(frontend: Component, keys: SecretStr) -> Component:
+    environment = {**frontend.environment, "API_KEYS": keys.get_secret_value()}
     return Component(name=frontend.name, package=frontend.package, environment=environment)
-
-
-def _api_keys(inherited: FrontendEnvironment) -> tuple[tuple[str, ...], bool]:
-    if inherited.api_keys is None:
-        return (secrets.token_urlsafe(_GENERATED_KEY_BYTES),), True
-    return tuple(key.strip() for key in inherited.api_keys.get_secret_value().split(",")), False
 
 
 def _port(chosen: int | None, inherited: int) -> int:

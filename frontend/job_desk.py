@@ -51,6 +51,8 @@ from proto.notes import Note, NoteLevel
 from proto.timing import Timing
 
 FULL_RETRY_S: Final = 1.0
+GATHER_S: Final = 0.02
+"""Jobs that end within this time are told in one report: a thousand ends are not a thousand reports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,8 @@ class JobDesk:
     """By `job_id`: exactly the RPCs that wait for an answer."""
     draining: bool = False
     _ready_workers: int = 0
+    _unreported_keys: set[str] = field(default_factory=set)
+    """Keys with jobs that were given up, and that the broker still counts."""
     contact: BrokerContact = field(init=False)
     _over: bool = False
     _actions: list[Action] = field(default_factory=list)
@@ -117,8 +121,7 @@ class JobDesk:
             case JobOpened():
                 self._open(event, now)
             case WaiterLeft(job_id=job_id):
-                if self.jobs.pop(job_id, None) is not None:
-                    self.contact.report_soon(now)
+                self._give_up(job_id, now)
             case FromBroker(message=message):
                 self._from_broker(message, now)
             case SnapshotWanted():
@@ -184,6 +187,8 @@ class JobDesk:
         if refusal is not None:
             self._actions.append(EndJob(job_id=opened.job_id, end=refusal))
             return
+        if opened.key_fingerprint in self._unreported_keys:
+            self._report(now)
         job = DeskJob(opened=opened, deadline=now + opened.time_remaining_s)
         self.jobs[opened.job_id] = job
         self._submit(job, now)
@@ -212,6 +217,13 @@ class JobDesk:
             if isinstance(job.state, Submitted):
                 self._end(job_id, self._unreachable(), now)
 
+    def _give_up(self, job_id: bytes, now: float) -> None:
+        """Nobody waits for it; the broker learns it from the next report."""
+        job = self.jobs.pop(job_id, None)
+        if job is not None:
+            self._unreported_keys.add(job.opened.key_fingerprint)
+            self.contact.report_within(now, GATHER_S)
+
     def _submit(self, job: DeskJob, now: float) -> None:
         job.submit_seq = self.contact.next_seq()
         claim = JobClaim(
@@ -237,9 +249,14 @@ class JobDesk:
         )
 
     def _end(self, job_id: bytes, end: JobEnd, now: float) -> None:
-        del self.jobs[job_id]
+        match end:
+            case JobRefused(reason=reason) if reason is not RefusalReason.BROKER_UNREACHABLE:
+                del self.jobs[job_id]  # The broker has no such job.
+            case ImageDelivered() | JobGivenUp() | JobRefused():
+                self._give_up(job_id, now)
+            case _:
+                assert_never(end)
         self._actions.append(EndJob(job_id=job_id, end=end))
-        self.contact.report_soon(now)
 
     # --- The broker ----------------------------------------------------------------------------
 
@@ -263,7 +280,7 @@ class JobDesk:
     def _viewed(self, view: FrontendView, now: float) -> None:
         if self.contact.viewed(view, now):
             self._note("broker answers", broker_id=view.broker_id, epoch=view.epoch)
-        self._ready_workers = view.ready_workers
+        self._ready_workers = 0 if view.draining else view.ready_workers
         for status in view.jobs:
             self._status_came(status, view.echo, now)
 
@@ -311,6 +328,7 @@ class JobDesk:
 
     def _report(self, now: float) -> None:
         self.contact.reported(now)
+        self._unreported_keys.clear()
         jobs = tuple(
             OpenJob(job_id=job_id, execution_id=job.execution_id) for job_id, job in self.jobs.items()
         )

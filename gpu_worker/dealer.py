@@ -20,7 +20,7 @@ from gpu_worker.actions import (
 from gpu_worker.engine_process import EngineProcess
 from gpu_worker.events import DrainRequested, EngineEvent, Event, FromBroker, ReadingsTaken, TimerFired
 from gpu_worker.limits import SessionLimits
-from gpu_worker.readings import ReadingsTaker
+from gpu_worker.readings_thread import ReadingsThread
 from gpu_worker.session import Session
 from proto.actor import Mailbox
 from proto.codec import MAX_HEADER_BYTES
@@ -52,12 +52,10 @@ class WorkerShell:
         timing: Timing,
         limits: SessionLimits,
         make_engine: MakeEngine,
-        readings: ReadingsTaker,
+        take_readings: Callable[[], Readings],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._make_engine = make_engine
-        self._readings = readings
-        self._readings_interval_s = timing.heartbeat_interval_s
         self._session = Session(
             worker_id=worker_id,
             incarnation=new_identifier(),
@@ -68,6 +66,7 @@ class WorkerShell:
         )
         self._mailbox: Mailbox[Event, Action] = Mailbox(self._session, TimerFired(), self._perform)
         self._link = BrokerLink(broker_endpoint, MAX_HEADER_BYTES, self._on_message)
+        self._readings = ReadingsThread(take_readings, self._on_readings, timing.heartbeat_interval_s)
         self._engine: EngineProcess | None = None
         self._engine_child = 0
         self._over: asyncio.Future[Exit] = self._loop.create_future()
@@ -75,12 +74,11 @@ class WorkerShell:
     async def run(self) -> Exit:
         """Serve until the session is over, and leave no process behind."""
         self._mailbox.tell(TimerFired())
-        watching = asyncio.create_task(self._take_readings(), name="readings")
+        self._readings.start()
         try:
             return await self._over
         finally:
-            watching.cancel()
-            await asyncio.wait([watching])
+            self._readings.stop()
             await self._close()
 
     def drain(self) -> None:
@@ -99,13 +97,10 @@ class WorkerShell:
         self._link.close()
         close_context()
 
-    async def _take_readings(self) -> None:
-        while True:
-            readings: Readings = await asyncio.to_thread(self._readings.take)
-            self._mailbox.tell(ReadingsTaken(readings=readings))
-            await asyncio.sleep(self._readings_interval_s)
-
     # --- Between the session and the world -----------------------------------------------------
+
+    def _on_readings(self, readings: Readings) -> None:
+        self._mailbox.tell(ReadingsTaken(readings=readings))
 
     def _on_message(self, message: Message) -> None:
         match message:

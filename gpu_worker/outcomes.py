@@ -1,8 +1,12 @@
 """The outcomes that a worker holds until they are released, bounded by bytes and age."""
 
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final
 
 from proto.messages import Body, HeldOutcome, ImageMade, JobClaim, JobFailed
+
+MAX_LISTED_OUTCOMES: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,7 @@ class OutcomeStore:
         return self._oldest_until() if self._held else None
 
     def listed(self) -> tuple[HeldOutcome, ...]:
-        """For a report."""
+        """For a report: the oldest, as many as fit into one."""
         return tuple(
             HeldOutcome(
                 execution_id=ended.execution_id,
@@ -63,7 +67,7 @@ class OutcomeStore:
                 failure=ended.result.code if isinstance(ended.result, JobFailed) else None,
                 size_bytes=len(ended.png),
             )
-            for ended, _ in self._held.values()
+            for ended, _ in islice(self._held.values(), MAX_LISTED_OUTCOMES)
         )
 
     def _oldest_until(self) -> float:

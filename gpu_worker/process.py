@@ -43,7 +43,7 @@ async def _run(settings: WorkerSettings, choice: EngineChoice) -> int:
         timing=settings.timing,
         limits=settings.session_limits,
         make_engine=make_engine,
-        readings=ReadingsTaker(settings.cuda_visible_devices),
+        take_readings=ReadingsTaker(settings.cuda_visible_devices).take,
     )
 
     def end(signal_name: str) -> None:

@@ -8,12 +8,15 @@ from typing import Any, Final, Protocol, TypeVar
 import psutil
 import pynvml
 import structlog
+from pydantic import TypeAdapter
 
 from gpu_worker.engines.error_text import first_line
 from proto.messages import GpuReading, Readings
 
 _MIB: Final = 1024 * 1024
 _MAX_GPUS: Final = 64
+_NAME_CHARACTERS: Final = 128
+_READING: Final = TypeAdapter(GpuReading)
 
 _A = TypeVar("_A")
 _T = TypeVar("_T")
@@ -124,31 +127,35 @@ class ReadingsTaker:
             log.debug("gpu driver was gone already", error=first_line(error))
 
     def _read_gpu(self, handle: Handle) -> GpuReading | None:
-        nvml = self._nvml
+        """None without the essentials, or with what a report may not hold: the other GPUs' are still good."""
         try:
-            uuid = nvml.nvmlDeviceGetUUID(handle)
-            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-        except nvml.NVMLError as error:
-            log.debug("gpu left out of the readings", error=first_line(error))
+            return _READING.validate_python(self._what_it_says(handle))
+        except (self._nvml.NVMLError, ValueError) as error:
+            log.debug("gpu left out of the readings", error=" ".join(str(error).split()))
             return None
-        return GpuReading(
-            uuid=uuid,
-            name=self._or_default(lambda: nvml.nvmlDeviceGetName(handle), "unknown"),
-            memory_used_mb=memory.used / _MIB,
-            memory_total_mb=memory.total / _MIB,
-            utilization_percent=self._or_default(
+
+    def _what_it_says(self, handle: Handle) -> dict[str, object]:
+        """The fields of a `GpuReading`, unchecked."""
+        nvml = self._nvml
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        return {
+            "uuid": nvml.nvmlDeviceGetUUID(handle),
+            "name": self._or_default(lambda: nvml.nvmlDeviceGetName(handle)[:_NAME_CHARACTERS], "unknown"),
+            "memory_used_mb": memory.used / _MIB,
+            "memory_total_mb": memory.total / _MIB,
+            "utilization_percent": self._or_default(
                 lambda: float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu), 0.0
             ),
-            temperature_celsius=self._or_default(
+            "temperature_celsius": self._or_default(
                 lambda: float(nvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)), 0.0
             ),
-        )
+        }
 
     def _or_default(self, read: Callable[[], _T], default: _T) -> _T:
         """What some devices lack, such as the utilization of a slice of a GPU."""
         try:
             return read()
-        except self._nvml.NVMLError as error:
+        except (self._nvml.NVMLError, ValueError) as error:  # The latter for a text that is not UTF-8.
             log.debug("gpu has no such reading", error=first_line(error))
             return default
 

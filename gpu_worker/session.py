@@ -38,8 +38,9 @@ from gpu_worker.events import (
 from gpu_worker.limits import SessionLimits
 from gpu_worker.outcomes import EndedExecution, OutcomeStore
 from gpu_worker.slot import Busy, Free, Slot, Stopping
+from proto.configuration import EXIT_BAD_CONFIGURATION
 from proto.contact import BrokerContact
-from proto.failures import FailureCode, RefusalReason
+from proto.failures import ENGINE_DEATHS, FailureCode, RefusalReason
 from proto.messages import (
     MAX_IMAGE_BYTES,
     ImageMade,
@@ -63,11 +64,7 @@ from proto.timing import Timing
 
 REMEMBERED_EXECUTIONS: Final = 256
 """Ended ones, so that a START that comes again begins nothing."""
-EXIT_SUPERSEDED: Final = 78
-EXIT_MODEL_UNUSABLE: Final = 78
-"""EX_CONFIG: starting again cannot help until somebody changes something."""
 DETAIL_CHARACTERS: Final = 500
-ENGINE_DEATHS: Final = frozenset({FailureCode.ENGINE_CRASHED, FailureCode.ENGINE_HUNG})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -141,8 +138,8 @@ class Session:
         match self.slot:
             case Busy(deadline=deadline, phase=phase, phase_since=since):
                 return [deadline, since + self.limits.of(phase)]
-            case Stopping(since=since):
-                return [since + self.limits.cancel_s]
+            case Stopping() as stopping:
+                return [self._stopped_by(stopping)]
             case Free():
                 return []
             case _:
@@ -179,7 +176,7 @@ class Session:
                 self._start(message, now)
             case Refuse(reason=RefusalReason.SUPERSEDED, detail=detail):
                 hint = "give each worker process a worker_id of its own"
-                self._end_session(EXIT_SUPERSEDED, f"{detail}; {hint}")
+                self._end_session(EXIT_BAD_CONFIGURATION, f"{detail}; {hint}")
             case Refuse(reason=reason, detail=detail):
                 self._note("broker does not serve this worker", "error", reason=reason.value, detail=detail)
             case _:
@@ -215,6 +212,7 @@ class Session:
                 incarnation=self.incarnation,
                 seq=self.contact.next_seq(),
                 host=self.host,
+                age_ms=max(0, round((now - self.started_at) * 1000)),
                 phase=phase,
                 activity=activity[:DETAIL_CHARACTERS],
                 percent=percent,
@@ -393,14 +391,25 @@ class Session:
                 pass
 
     def _engine_gone(self, reason: str, hopeless: bool, now: float) -> None:
+        job_id = self._job_id()
         self._fail_job_of_dead_engine(reason, now)
         if hopeless:
-            self._end_session(EXIT_MODEL_UNUSABLE, reason)
+            self._leave(reason, EXIT_BAD_CONFIGURATION)
             return
         pause_s = self.engine.gone(reason, now)
         if self.drain_deadline is None:
-            self._note("engine process ended", "error", reason=reason, restart_in_s=pause_s)
+            self._note("engine process ended", "error", reason=reason, restart_in_s=pause_s, job_id=job_id)
         self.contact.report_soon(now)
+
+    def _job_id(self) -> bytes | None:
+        """Of the job that is in the engine."""
+        match self.slot:
+            case Free():
+                return None
+            case Busy(job=job) | Stopping(busy=Busy(job=job)):
+                return job.job_id
+            case _:
+                assert_never(self.slot)
 
     def _fail_job_of_dead_engine(self, reason: str, now: float) -> None:
         match self.slot:
@@ -425,7 +434,7 @@ class Session:
     def _kill_engine(self, reason: str) -> None:
         child = self.engine.kill(reason)
         if child is not None:
-            self._note("engine process killed", "error", reason=reason)
+            self._note("engine process killed", "error", reason=reason, job_id=self._job_id())
             self._actions.append(KillEngine(child=child, reason=reason))
 
     def _watch_job(self, now: float) -> None:
@@ -438,10 +447,15 @@ class Session:
                 detail = f"no progress in phase {phase.value} for {self.limits.of(phase):g} s"
                 self.slot = Stopping(self.slot, FailureCode.ENGINE_HUNG, detail, now)
                 self._kill_engine(detail)
-            case Stopping(since=since) if now >= since + self.limits.cancel_s:
-                self._kill_engine(f"did not stop within {self.limits.cancel_s:g} s")
+            case Stopping() as stopping if now >= self._stopped_by(stopping):
+                self._kill_engine(f"did not stop within {now - stopping.since:.1f} s")
             case _:
                 pass
+
+    def _stopped_by(self, stopping: Stopping) -> float:
+        """A step that was allowed to take its time still is: a cancel must not cost a healthy engine."""
+        phase_ends_at = stopping.busy.phase_since + self.limits.of(stopping.busy.phase)
+        return max(stopping.since + self.limits.cancel_s, phase_ends_at)
 
     # --- The end -------------------------------------------------------------------------------
 
@@ -469,9 +483,10 @@ class Session:
             self._leave("drained")
         return self._over
 
-    def _leave(self, reason: str) -> None:
-        self._send(Leave(incarnation=self.incarnation, seq=self.contact.next_seq(), reason=reason))
-        self._end_session(0, reason)
+    def _leave(self, reason: str, code: int = 0) -> None:
+        words = reason[:DETAIL_CHARACTERS]
+        self._send(Leave(incarnation=self.incarnation, seq=self.contact.next_seq(), reason=words))
+        self._end_session(code, reason)
 
     # --- Invariants ----------------------------------------------------------------------------
 

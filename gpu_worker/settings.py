@@ -1,6 +1,7 @@
 """A worker's settings."""
 
 import os
+import pwd
 import re
 import socket
 import tempfile
@@ -12,7 +13,8 @@ from pydantic_settings import SettingsConfigDict
 
 from gpu_worker.engine_pipe import EngineOptions
 from gpu_worker.limits import SessionLimits
-from gpu_worker.model_store import EngineChoice, EngineName, Fake, choose_engine
+from gpu_worker.model_store import Embedded, EngineChoice, EngineName, Fake, choose_engine
+from gpu_worker.private_folder import claim_private_folder
 from gpu_worker.readings import device_label
 from proto.configuration import ComponentSettings, LoopbackEndpoint
 
@@ -34,12 +36,26 @@ def _worker_id(value: str) -> str:
 
 
 def user_cache_folder() -> Path:
-    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    home_cache = Path(os.path.expanduser("~/.cache"))  # noqa: PTH111 - Path.home() raises where there is no home
-    for folder in (configured, home_cache):
+    for folder in (Path(os.environ.get("XDG_CACHE_HOME", "")), _home() / ".cache"):
         if folder.is_absolute():
             return folder / "flux-server"
-    return Path(tempfile.gettempdir()) / "flux-server"
+    return temporary_cache_folder()
+
+
+def temporary_cache_folder() -> Path:
+    """For a user without a home; others can be faster in making it."""
+    return Path(tempfile.gettempdir()) / f"flux-server-{os.geteuid()}"
+
+
+def _home() -> Path:
+    """That of the environment, otherwise that of the system's list of users; not absolute if there is none."""
+    home = os.environ.get("HOME", "")
+    if home:
+        return Path(home)
+    try:
+        return Path(pwd.getpwuid(os.geteuid()).pw_dir)
+    except KeyError:
+        return Path()
 
 
 class WorkerSettings(ComponentSettings):
@@ -141,9 +157,12 @@ class WorkerSettings(ComponentSettings):
         return self
 
     def engine_choice(self) -> EngineChoice:
-        """The engine that is meant. Raises `ModelUnusable`: the model folder cannot be used."""
+        """The engine that is meant. Raises `ModelUnusable`: the model or cache folder cannot be used."""
         fake = Fake(step_s=self.fake_step_s, load_s=self.fake_load_s, faults=self.fake_faults)
-        return choose_engine(self.engine, model_dir=self.model_dir, cache_dir=self.cache_dir, fake=fake)
+        choice = choose_engine(self.engine, model_dir=self.model_dir, cache_dir=self.cache_dir, fake=fake)
+        if isinstance(choice, Embedded) and choice.cache_dir == temporary_cache_folder():
+            claim_private_folder(choice.cache_dir)
+        return choice
 
     @property
     def engine_options(self) -> EngineOptions:

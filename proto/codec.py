@@ -49,6 +49,8 @@ class _Command:
     """None for a message without body."""
 
 
+_REFUSE_CODE: Final = 8
+"""The same in every version, so that both sides can say why they do not understand each other."""
 _COMMANDS: Final = (
     _Command(1, messages.WorkerReport, None),
     _Command(2, messages.WorkerView, None),
@@ -57,7 +59,7 @@ _COMMANDS: Final = (
     _Command(5, messages.Submit, MAX_PROMPT_BYTES),
     _Command(6, messages.Start, MAX_PROMPT_BYTES),
     _Command(7, messages.Outcome, MAX_IMAGE_BYTES),
-    _Command(8, messages.Refuse, None),
+    _Command(_REFUSE_CODE, messages.Refuse, None),
     _Command(9, messages.Leave, None),
     _Command(10, messages.SnapshotRequest, None),
     _Command(11, messages.Snapshot, None),
@@ -124,7 +126,7 @@ def _command_of(prefix: bytes) -> _Command:
     magic, version, code, reserved = _PREFIX.unpack(prefix)
     if magic != _MAGIC or reserved != 0:
         raise ProtocolViolation(ViolationKind.FRAMING, "a prefix of something else")
-    if version != VERSION:
+    if version != VERSION and code != _REFUSE_CODE:
         raise ProtocolViolation(ViolationKind.VERSION, f"version {version}, expected {VERSION}")
     command = _BY_CODE.get(code)
     if command is None:

@@ -76,6 +76,10 @@ class BrokerContact:
     def report_soon(self, now: float) -> None:
         self.next_report_at = min(self.next_report_at, now)
 
+    def report_within(self, now: float, delay_s: float) -> None:
+        """Soon, and together with what else happens until then."""
+        self.next_report_at = min(self.next_report_at, now + delay_s)
+
     def reported(self, now: float) -> None:
         self.next_report_at = now + self.interval_s / (
             1 if self._is_answered else UNANSWERED_REPORTS_PER_INTERVAL

@@ -53,6 +53,9 @@ class FailureCode(StrEnum):
     """No worker finished it within the allowed attempts, or none came back in time for another."""
 
 
+ENGINE_DEATHS = frozenset({FailureCode.ENGINE_CRASHED, FailureCode.ENGINE_HUNG})
+"""Failures that cost the engine process its life. They count as crashes of the job."""
+
 RETRYABLE_FAILURES = frozenset(
     {
         FailureCode.OUT_OF_MEMORY,

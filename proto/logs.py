@@ -70,7 +70,8 @@ def write_note(note: Note) -> None:
     """What a core had to say, as an event of this process."""
     log = structlog.get_logger()
     write = {"debug": log.debug, "info": log.info, "warning": log.warning, "error": log.error}[note.level]
+    known = {key: value for key, value in note.fields.items() if value is not None}
     write(
         note.event,
-        **{key: value.hex() if isinstance(value, bytes) else value for key, value in note.fields.items()},
+        **{key: value.hex() if isinstance(value, bytes) else value for key, value in known.items()},
     )

@@ -27,7 +27,7 @@ Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Sequence = Count
 Attempts = Annotated[int, Field(strict=True, ge=0, le=1000)]
-Milliseconds = Annotated[int, Field(strict=True, ge=0, le=2**31)]
+Milliseconds = Annotated[int, Field(strict=True, ge=0, le=2**53)]
 Percent = Annotated[int, Field(strict=True, ge=0, le=100)]
 Reading = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
@@ -159,6 +159,8 @@ class WorkerReport(Header):
     incarnation: Id
     seq: Sequence
     host: Name
+    age_ms: Milliseconds = 0
+    """How long this incarnation has lived: of two that claim one `worker_id`, the younger is right."""
     phase: WorkerPhase
     activity: Text = ""
     """What it does while it is not ready: a loading phase, a reason."""

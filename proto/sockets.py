@@ -14,8 +14,9 @@ import zmq
 
 from proto.messages import Body
 
-HIGH_WATER_MARK: Final = 64
-"""Messages queued for, and from, one peer."""
+HIGH_WATER_MARK: Final = 1024
+"""Messages queued for, and from, one peer: a frontend with all its calls at once. Images are far fewer,
+as many as jobs that run."""
 ZMTP_HEARTBEAT_MS: Final = 1000
 ZMTP_TIMEOUT_MS: Final = 3000
 RECONNECT_MS: Final = 100

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 from samples.wire import PARAMETERS, identifier
 
+from broker.estimates import ENOUGH
 from broker.events import DrainRequested
 from proto.failures import RefusalReason
-from proto.messages import WorkerPhase
+from proto.messages import ImageMade, WorkerPhase
 
 SMALL = dataclasses.replace(PARAMETERS, steps=1)
 LARGE = dataclasses.replace(PARAMETERS, steps=20)
@@ -23,20 +24,22 @@ def refused(broker, job="refused", **changes):
     return refuse.reason, refuse.retry_after_ms
 
 
-def learn(broker, run_s, job="learnt", parameters=PARAMETERS):
-    """Let the broker see an execution that takes so long."""
-    execution = broker.run_job(job, key="learner", parameters=parameters)
-    remaining = run_s
-    while remaining > 0:
-        broker.after(min(0.5, remaining))
-        remaining -= 0.5
+def learn(broker, run_s, parameters=PARAMETERS):
+    """Let the broker see enough executions of which their worker says that they took so long."""
+    for n in range(ENOUGH):
+        job = f"learnt {n}"
+        execution = broker.run_job(job, key="learner", parameters=parameters)
         broker.runs(execution, job)
-        broker.frontend(job)
-    broker.image(execution, job)
-    broker.frontend()
+        broker.image(execution, job, image=ImageMade(inference_time_s=run_s, seed=7))
+        broker.frontend()
 
 
 def test_no_worker_at_all(broker):
+    early = refused(broker)
+    assert early == (RefusalReason.NO_WORKERS, 1000), "an earlier broker's workers may be about to report"
+    broker.after(2.0)
+    broker.frontend()
+    broker.after(2.1)
     assert refused(broker) == (RefusalReason.NO_WORKERS, None)
 
 

@@ -243,8 +243,8 @@ class BrokerMachine(RuleBasedStateMachine):
         )
         self.broker.from_frontend(message, b"to " + frontend.encode())
         self.look()
-        if overtaken:
-            assert not self.broker.sent()
+        if overtaken or incarnation in self.broker.core.state.frontends.left:
+            assert self.broker.job(job) is None or was_known
             return
         told = identifier(job) in self.broker.statuses(frontend)
         refusals = [r.job_id for r in self.broker.to_frontend(Refuse, frontend)]
@@ -264,7 +264,7 @@ class BrokerMachine(RuleBasedStateMachine):
         report = frontend_report(*sorted(listed), frontend_id=frontend, incarnation=incarnation, seq=seq)
         self.broker.from_frontend(report, b"to " + frontend.encode())
         self.look()
-        if overtaken:
+        if overtaken or incarnation in self.broker.core.state.frontends.left:
             return
         (view,) = [v for v in self.broker.to_frontend(FrontendView, frontend) if len(v.jobs) == len(listed)][
             :1

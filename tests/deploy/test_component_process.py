@@ -58,6 +58,24 @@ sys.stdout.buffer.write(b"bad \\xff byte\\n"); print("no newline at the end", en
     assert report.last_lines == tuple(lines.all[-LAST_LINES:])
 
 
+@pytest.mark.parametrize("name", ["API_KEYS", "api_keys"])
+async def test_keys_of_the_environment_reach_only_whom_they_are_planned_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "hush")
+    monkeypatch.setenv("SOMETHING_ELSE", "passed on")
+    plain = stub(tmp_path, "import os; [print(f'{k}={v}') for k, v in os.environ.items()]")
+    planned = Component(
+        name="stub", package="stub", environment={**plain.environment, "API_KEYS": "for the frontend"}
+    )
+    for component, keys in ((plain, []), (planned, ["API_KEYS=for the frontend"])):
+        lines = Lines()
+        process = await ComponentProcess.start(component, lines)
+        await asyncio.wait_for(process.wait(), LIMIT_S)
+        assert [line for line in lines.all if line.upper().startswith("API_KEYS=")] == keys
+        assert "SOMETHING_ELSE=passed on" in lines.all
+
+
 async def test_it_leads_a_session_of_its_own_and_can_be_killed(tmp_path: Path) -> None:
     lines = Lines()
     process = await ComponentProcess.start(

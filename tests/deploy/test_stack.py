@@ -47,7 +47,15 @@ def test_given_keys_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
     stack = planned()
     assert stack.api_keys == ("client1", "client2")
     assert not stack.api_key_was_generated
-    assert "API_KEYS" not in stack.frontend.environment
+    assert stack.frontend.environment["API_KEYS"] == "client1, client2"
+    assert all("API_KEYS" not in each.environment for each in (stack.broker, *stack.workers))
+
+
+def test_empty_keys_are_left_to_the_frontend_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEYS", "")
+    stack = planned()
+    assert stack.frontend.environment["API_KEYS"] == ""
+    assert not stack.api_key_was_generated
 
 
 def test_the_command_line_goes_before_the_frontends_variables(monkeypatch: pytest.MonkeyPatch) -> None:

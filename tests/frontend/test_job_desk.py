@@ -33,7 +33,7 @@ from frontend.events import (
     TimerFired,
     WaiterLeft,
 )
-from frontend.job_desk import JobDesk
+from frontend.job_desk import GATHER_S, JobDesk
 from frontend.validation import ValidJob
 from proto.codec import decode, encode
 from proto.failures import FailureCode, RefusalReason
@@ -249,9 +249,10 @@ def test_a_new_life_of_the_broker_gets_a_report_at_once(accepted):
 # --- Ends --------------------------------------------------------------------------------------
 
 
-def test_an_image_ends_the_job_and_the_broker_learns_it_at_once(accepted):
+def test_an_image_ends_the_job_and_the_broker_learns_it_soon(accepted):
     accepted.heard(image_outcome(EXECUTION, body=b"these pixels"))
     assert accepted.end() == ImageDelivered(png=b"these pixels", inference_time_s=1.0, seed=7)
+    accepted.after(GATHER_S, answered=False)
     assert accepted.report().jobs == ()
     accepted.heard(image_outcome(identifier("another")))
     assert accepted.actions == [], "an RPC is answered once"
@@ -307,8 +308,9 @@ def test_a_call_without_time_ends_at_once(desk, remaining_s):
     assert desk.end().code is FailureCode.DEADLINE_EXCEEDED
 
 
-def test_a_waiter_that_left_gets_nothing_and_the_broker_learns_it_at_once(accepted):
+def test_a_waiter_that_left_gets_nothing_and_the_broker_learns_it_soon(accepted):
     accepted.waiter_left()
+    accepted.after(GATHER_S, answered=False)
     assert accepted.report().jobs == ()
     accepted.heard(image_outcome(EXECUTION))
     assert accepted.actions == []

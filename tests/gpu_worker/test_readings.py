@@ -10,6 +10,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from gpu_worker.readings import Nvml, ReadingsTaker, device_label, visible_handles
+from proto.codec import decode, encode
+from proto.messages import Readings, WorkerPhase, WorkerReport
 
 MIB = 1024 * 1024
 T = TypeVar("T")
@@ -25,6 +27,7 @@ class FakeGpu:
     index: int
     used_mb: int = 100
     total_mb: int = 1000
+    name: str = "Test GPU"
     silent: set[str] = field(default_factory=set)
     """Names of the readings that it refuses."""
 
@@ -77,7 +80,7 @@ class FakeNvml:
         return self._read(handle, "uuid", lambda: handle.uuid)
 
     def nvmlDeviceGetName(self, handle: FakeGpu) -> str:
-        return self._read(handle, "name", lambda: "Test GPU")
+        return self._read(handle, "name", lambda: handle.name)
 
     def nvmlDeviceGetMemoryInfo(self, handle: FakeGpu) -> FakeMemory:
         return self._read(handle, "memory", lambda: FakeMemory(handle.used_mb * MIB, handle.total_mb * MIB))
@@ -182,6 +185,51 @@ def test_a_lost_gpu_is_left_out(refused: str) -> None:
     nvml = three_gpus()
     nvml.gpus[1].silent.add(refused)
     assert [gpu.uuid[4] for gpu in ReadingsTaker(None, nvml).take().gpus] == ["0", "2"]
+
+
+def survives_the_wire(readings: Readings) -> bool:
+    report = WorkerReport(
+        worker_id="w", incarnation=bytes(16), seq=1, host="h", phase=WorkerPhase.READY, readings=readings
+    )
+    return decode(encode(report)) == report
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        FakeGpu("", 1),
+        FakeGpu("GPU-" + "1" * 200, 1),
+        FakeGpu("GPU-\ud800", 1),
+        FakeGpu("GPU-11aa-bb", 1, used_mb=-1),
+        FakeGpu("GPU-11aa-bb", 1, total_mb=-1000),
+    ],
+)
+def test_a_gpu_that_says_nonsense_is_left_out(bad: FakeGpu) -> None:
+    nvml = three_gpus()
+    nvml.gpus[1] = bad
+    readings = ReadingsTaker(None, nvml).take()
+    assert [gpu.uuid[4] for gpu in readings.gpus] == ["0", "2"]
+    assert survives_the_wire(readings)
+
+
+def test_a_uuid_that_cannot_be_decoded_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = three_gpus()
+
+    def garbled(handle: FakeGpu) -> str:
+        return b"\xff".decode() if handle.index == 1 else handle.uuid
+
+    monkeypatch.setattr(nvml, "nvmlDeviceGetUUID", garbled)
+    assert [gpu.uuid[4] for gpu in ReadingsTaker(None, nvml).take().gpus] == ["0", "2"]
+
+
+@pytest.mark.parametrize("name", ["", "x" * 5000])
+def test_any_name_will_do(name: str) -> None:
+    nvml = three_gpus()
+    nvml.gpus[1].name = name
+    readings = ReadingsTaker(None, nvml).take()
+    assert len(readings.gpus) == 3
+    assert name.startswith(readings.gpus[1].name)
+    assert survives_the_wire(readings)
 
 
 def test_no_driver_is_said_once_and_quietly() -> None:

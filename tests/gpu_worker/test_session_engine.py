@@ -146,6 +146,8 @@ def test_loading_without_progress_is_hanging(worker):
 
 
 def test_an_engine_that_does_not_stop_is_killed(busy):
+    busy.progress(step=1)
+    busy.after(3.0)  # the step may take 6 s, the end of a cancelled job 4 s
     busy.viewed(cancel=(EXECUTION,))
     busy.after(3.9)
     assert busy.killed() == []
@@ -154,6 +156,15 @@ def test_an_engine_that_does_not_stop_is_killed(busy):
     busy.exited("killed by SIGKILL")
     assert busy.outcome().failure.code is FailureCode.CANCELLED
     assert busy.outcome().crashes == 0, "the job was not wanted any more"
+
+
+def test_a_cancel_does_not_kill_an_engine_whose_step_may_take_longer(busy):
+    busy.progress(step=1)
+    busy.viewed(cancel=(EXECUTION,))
+    busy.after(5.5)
+    assert busy.killed() == []
+    busy.after(0.6)
+    assert busy.killed() == [1]
 
 
 def test_a_killed_engine_is_killed_once(busy):

@@ -280,7 +280,7 @@ def test_a_value_of_another_type_or_out_of_range_is_malformed_and_named(field, v
         ("parameters", {**header_of(submit())["parameters"], "guidance": float("nan")}),
         ("parameters", {**header_of(submit())["parameters"], "guidance": float("-inf")}),
         ("parameters", {**header_of(submit())["parameters"], "seed": 2**64 - 1 + 1 - 2**64 - 1}),
-        ("claim", {**header_of(submit())["claim"], "remaining_ms": 2**31 + 1}),
+        ("claim", {**header_of(submit())["claim"], "remaining_ms": 2**53 + 1}),
         ("claim", {**header_of(submit())["claim"], "attempts": 1001}),
     ],
     ids=lambda part: repr(part)[:40],

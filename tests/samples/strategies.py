@@ -18,7 +18,7 @@ ids = st.binary(min_size=16, max_size=16)
 names = st.text(characters, min_size=1, max_size=20) | st.just("n" * 128)
 texts = st.text(characters, max_size=20) | st.just("t" * 1024)
 counts = st.integers(0, 2**63 - 1)
-milliseconds = st.integers(0, 2**31)
+milliseconds = st.integers(0, 2**53)
 readings_values = st.floats(0, allow_nan=False, allow_infinity=False)
 seeds = st.integers(0, 2**64 - 1)
 

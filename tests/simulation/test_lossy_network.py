@@ -15,13 +15,18 @@ QUIET_S = 30.0
 def busy_hour(seed: int, *, faults: bool) -> World:
     """Clients of several keys call at random times; with faults, every kind of process but theirs dies."""
     world = World(seed=seed, network=LOSSY, queue_limit=seed % 3)
-    frontends = [world.add_frontend(f"frontend-{n}") for n in range(2)]
+    for n in range(2):
+        world.add_frontend(f"frontend-{n}")
     for n in range(3):
         world.add_worker(f"worker-{n}")
     world.run_for(5.0)
     plan = random.Random(seed + 1)
     for n in range(60):
-        frontend = plan.choice(frontends)
+        awake = [each for each in world.frontends if each.alive and world.now >= each.frozen_until]
+        if not awake:
+            world.run_for(5.0)
+            continue
+        frontend = plan.choice(awake)
         call = frontend.call(
             f"key-{plan.randrange(6)}",
             f"prompt {n}",
@@ -39,8 +44,9 @@ def busy_hour(seed: int, *, faults: bool) -> World:
 
 
 def break_something(world: World, plan: random.Random) -> None:
-    victim = plan.choice([worker for worker in world.workers if worker.alive])
-    match plan.randrange(4):
+    victim = plan.choice([worker for worker in world.workers if worker.alive] or world.workers)
+    frontend = plan.choice([frontend for frontend in world.frontends if frontend.alive])
+    match plan.randrange(7):
         case 0:
             victim.crash_engine()
         case 1:
@@ -50,6 +56,14 @@ def break_something(world: World, plan: random.Random) -> None:
             world.restart_broker(plan.random() * 2)
         case 3:
             victim.freeze(plan.random() * 15)
+        case 4:
+            victim.drain()
+            world.after(10, lambda: world.add_worker(victim.name))
+        case 5:
+            frontend.freeze(plan.random() * 15)
+        case 6:
+            frontend.kill()
+            world.add_frontend(f"frontend-{len(world.frontends)}")
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -71,7 +85,7 @@ def test_when_all_is_over_nothing_is_left_behind(seed: int):
         if worker.alive:
             assert isinstance(worker.session.slot, Free), world.story()
             assert len(worker.session.held) == 0, world.story()
-    frontend = world.frontends[0]
+    frontend = world.frontends[-1]
     call = frontend.call("last", "still there?", deadline_s=10)
     world.run_until(lambda: call.end is not None, 11.0)
     assert isinstance(call.end, ImageDelivered), f"{call.end}\n{world.story()}"

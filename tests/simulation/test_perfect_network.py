@@ -42,12 +42,13 @@ def test_after_an_image_nothing_is_left_behind(world, frontend, worker):
 
 
 def test_no_worker_is_said_at_once(world, frontend):
-    world.run_for(0.5)
-    call = frontend.call("key", "a cat")
-    world.run_until(lambda: call.end is not None, 0.1)
-    assert isinstance(call.end, JobRefused)
-    assert call.end.reason is RefusalReason.NO_WORKERS
-    assert call.end.retry_after_s is None
+    for wait_s, retry_after_s in [(0.5, 1.0), (5.0, None)]:  # a young broker expects workers to report
+        world.run_for(wait_s)
+        call = frontend.call("key", "a cat")
+        world.run_until(lambda call=call: call.end is not None, 0.1)
+        assert isinstance(call.end, JobRefused)
+        assert call.end.reason is RefusalReason.NO_WORKERS
+        assert call.end.retry_after_s == retry_after_s
 
 
 def test_a_loading_worker_is_said_at_once(world, frontend):
@@ -100,9 +101,9 @@ def test_a_queue_takes_what_its_limit_allows(world, frontend, worker):
 
 
 def test_a_deadline_that_cannot_be_met_is_refused(world, frontend, worker):
-    call = frontend.call("key", "a cat", steps=20)
-    world.run_until(lambda: call.end is not None, 10.0)
-    world.run_for(0.1)
+    for n in range(3):
+        call = frontend.call("key", f"cat {n}", steps=20)
+        world.run_until(lambda call=call: call.end is not None, 10.0)
     hasty = frontend.call("key", "a dog", steps=20, deadline_s=1.0)
     world.run_until(lambda: hasty.end is not None, 0.1)
     assert isinstance(hasty.end, JobRefused)
@@ -228,6 +229,50 @@ def test_a_silent_broker_is_said_after_its_time_and_then_at_once(world, frontend
     second = frontend.call("key", "a cat")
     assert isinstance(second.end, JobRefused)
     assert second.end.reason is RefusalReason.BROKER_UNREACHABLE
+
+
+def test_slow_steps_survive_a_restart_of_the_broker(world, frontend, worker):
+    world.step_s = 9.0
+    call = frontend.call("key", "a cat", steps=3, deadline_s=120)
+    world.run_until(lambda: worker.running is not None, 1.0)
+    world.run_for(1.0)
+    world.restart_broker()
+    world.run_until(lambda: call.end is not None, 60.0)
+    assert isinstance(call.end, ImageDelivered)
+
+
+def test_after_a_restart_of_the_broker_the_younger_of_two_namesakes_stays(world, frontend, worker):
+    worker.freeze(20.0)
+    younger = world.add_worker("worker")
+    world.run_for(5.0)
+    world.restart_broker()
+    world.run_for(30.0)
+    assert younger.exited is None
+    assert worker.exited is not None
+
+
+def test_a_call_that_follows_a_cancelled_one_of_its_key_is_taken(world, frontend, worker):
+    other = world.add_worker("other")
+    world.run_until(lambda: frontend.desk.ready_workers(world.now) == 2, 2.0)
+    first = frontend.call("key", "a cat", steps=20)
+    world.run_until(lambda: worker.running is not None or other.running is not None, 1.0)
+    frontend.leave(first)
+    second = frontend.call("key", "a dog")
+    world.run_until(lambda: isinstance(second.end, ImageDelivered), 5.0)
+
+
+def test_a_frozen_worker_is_not_counted_as_ready(world, frontend, worker):
+    worker.freeze(4.0)
+    world.run_until(lambda: frontend.desk.ready_workers(world.now) == 0, world.timing.probe_after_s + 0.5)
+    world.run_until(lambda: frontend.desk.ready_workers(world.now) == 1, 4.0)
+
+
+def test_a_thousand_calls_at_once_cost_few_reports(world, frontend, worker):
+    before = frontend.reports
+    calls = [frontend.call(f"key {n}", f"{n}") for n in range(1000)]
+    world.run_until(lambda: all(call.end is not None for call in calls), 5.0)
+    assert sum(isinstance(call.end, ImageDelivered) for call in calls) == 1
+    assert frontend.reports - before < 20
 
 
 def test_a_draining_worker_finishes_its_job_and_leaves(world, frontend, worker):

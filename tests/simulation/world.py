@@ -46,7 +46,7 @@ from gpu_worker.limits import SessionLimits
 from gpu_worker.session import Session
 from proto.codec import decode, encode
 from proto.failures import FailureCode
-from proto.messages import ImageParameters, JobPhase, Message, ModelCard, Outcome, Start
+from proto.messages import FrontendReport, ImageParameters, JobPhase, Message, ModelCard, Outcome, Start
 from proto.notes import Note
 from proto.timing import Timing
 
@@ -171,6 +171,14 @@ class Peer:
     def receive(self, message: Message) -> None:
         raise NotImplementedError
 
+    def freeze(self, duration_s: float) -> None:
+        """Stop the process with all that it runs, as SIGSTOP does."""
+        self.frozen_until = self.world.now + duration_s
+
+    def thawed_for(self, duration_s: float) -> float:
+        """When it will have run for so long since it was last frozen."""
+        return self.frozen_until + duration_s
+
     def kill(self) -> None:
         self.alive = False
         self.connection.alive = False
@@ -281,7 +289,10 @@ class SimulatedWorker(Peer):
         if step == job.parameters.steps:
             self.running = None
             done = EngineFinished(
-                child=child, execution_id=job.execution_id, png=picture_of(job), inference_time_s=1.0
+                child=child,
+                execution_id=job.execution_id,
+                png=picture_of(job),
+                inference_time_s=self.world.step_s * step,
             )
             self.from_engine(child, done)
             return
@@ -291,10 +302,6 @@ class SimulatedWorker(Peer):
 
     def drain(self) -> None:
         self.tell(DrainRequested())
-
-    def freeze(self, duration_s: float) -> None:
-        """Stop the worker and its engine, as SIGSTOP does."""
-        self.frozen_until = self.world.now + duration_s
 
 
 @dataclass(slots=True)
@@ -318,6 +325,7 @@ class SimulatedFrontend(Peer):
             frontend_id=name, incarnation=world.new_id(), timing=world.timing, started_at=world.now
         )
         self.calls: dict[bytes, Call] = {}
+        self.reports = 0
 
     def wrapped(self, route: bytes, message: Message) -> object:
         return FromFrontend(route=route, message=message)  # type: ignore[arg-type]
@@ -328,9 +336,13 @@ class SimulatedFrontend(Peer):
     def tell(self, event: object) -> None:
         if not self.alive:
             return
+        if self.world.now < self.frozen_until:
+            self.world.after(min(0.1, self.frozen_until - self.world.now), lambda: self.tell(event))
+            return
         for action in self.desk.handle(event, self.world.now):  # type: ignore[arg-type]
             match action:
                 case FrontendSends(message=message):
+                    self.reports += isinstance(message, FrontendReport)
                     self.send(message)
                 case FrontendReconnects():
                     self.connect()
@@ -339,7 +351,7 @@ class SimulatedFrontend(Peer):
                     assert call.end is None, "an RPC answered twice"
                     assert not call.left, "an RPC answered after it had left"
                     call.end, call.ended_at = end, self.world.now
-                    self.world.check_end(call)
+                    self.world.check_end(call, self)
                 case SnapshotArrived():
                     pass
                 case Note():
@@ -358,6 +370,12 @@ class SimulatedFrontend(Peer):
         opened = JobOpened(job_id=call.job_id, key_fingerprint=key, job=job, time_remaining_s=deadline_s)
         self.tell(opened)
         return call
+
+    def kill(self) -> None:
+        """Its clients see their connections end."""
+        super().kill()
+        for call in self.calls.values():
+            call.left = call.left or call.end is None
 
     def leave(self, call: Call) -> None:
         if call.end is None and not call.left:
@@ -388,7 +406,8 @@ class World:
     rng: random.Random = field(init=False)
     _due: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _count: int = 0
-    _woken: dict[int, float] = field(default_factory=dict)
+    _timers: dict[object, int] = field(default_factory=dict)
+    """How often each owner has armed its timer."""
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -432,11 +451,12 @@ class World:
         heapq.heappush(self._due, (self.now + delay_s, self._count, action))
 
     def wake(self, deadline: float | None, action: Callable[[], None], owner: object) -> None:
-        """Arm the owner's timer; an earlier one that is still pending does no harm."""
-        if deadline is None or self._woken.get(id(owner)) == deadline:
+        """Arm the owner's one timer; an earlier one is cancelled, as `proto.actor.Mailbox` does."""
+        self._timers[owner] = timer = self._timers.get(owner, 0) + 1
+        if deadline is None:
             return
-        self._woken[id(owner)] = deadline
-        self.after(max(0.0, deadline - self.now), action)
+        assert deadline > self.now, "a deadline that has passed: a timer that never rests"
+        self.after(deadline - self.now, lambda: action() if self._timers[owner] == timer else None)
 
     def deliver(self, message: Message, receive: Callable[[Message], None]) -> None:
         """Over the network, through the codec."""
@@ -472,14 +492,15 @@ class World:
             worker.session.check_invariants()
         for frontend in self.frontends:
             frontend.desk.check_invariants()
-            if frontend.alive:
+            if frontend.alive and self.now >= frontend.thawed_for(LATE_S):
                 for call in frontend.calls.values():
                     over = call.end is not None or call.left
                     assert over or self.now <= call.deadline + LATE_S, f"a call hangs\n{self.story()}"
 
-    def check_end(self, call: Call) -> None:
+    def check_end(self, call: Call, frontend: SimulatedFrontend) -> None:
         assert call.ended_at is not None
-        assert call.ended_at <= call.deadline + LATE_S, "an RPC ended late"
+        in_time = call.deadline + LATE_S
+        assert call.ended_at <= max(in_time, frontend.thawed_for(LATE_S)), "an RPC ended late"
         match call.end:
             case ImageDelivered(png=png, seed=seed):
                 prompt, drawn_seed, width, height, _execution = bytes(png).decode().split("|")
