@@ -8,7 +8,8 @@ import structlog
 
 from broker.router import CannotBind, serve
 from broker.settings import BrokerSettings
-from proto.configuration import EXIT_CANNOT_START, load_settings
+from proto.configuration import load_settings
+from proto.exit_status import EXIT_CANNOT_START
 from proto.logs import configure_logging
 from proto.signals import on_end_signals
 

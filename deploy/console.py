@@ -7,7 +7,7 @@ from typing import TextIO, assert_never
 from deploy.launcher import describe
 from deploy.settings import LauncherSettings
 from deploy.supervision import GaveUp, Outcome, Stopped
-from proto.configuration import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
+from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
 
 EXIT_FAILED = 1
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-from proto.configuration import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
+from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
 
 EXITS_BEFORE_READY: Final = 3
 """So many exits of one process before the stack was ever ready mean that it will not get ready."""

@@ -8,7 +8,8 @@ from frontend.broker_client import BrokerClient
 from frontend.ports import CannotListen
 from frontend.server import run_until_signal
 from frontend.settings import FrontendSettings
-from proto.configuration import EXIT_CANNOT_START, load_settings
+from proto.configuration import load_settings
+from proto.exit_status import EXIT_CANNOT_START
 from proto.logs import configure_logging
 
 

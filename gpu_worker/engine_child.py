@@ -34,7 +34,7 @@ from gpu_worker.engines.error_text import first_line
 from gpu_worker.engines.offline import prepare_environment
 from gpu_worker.events import EngineFailed, EngineFinished, EngineLoading, EngineProgress, EngineReady
 from gpu_worker.model_store import Embedded, EngineChoice, Fake, FluxFolder, check_flux_folder
-from proto.configuration import EXIT_BAD_CONFIGURATION
+from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.failures import FailureCode
 from proto.logs import configure_logging, short_id
 from proto.messages import MAX_IMAGE_BYTES, JobPhase

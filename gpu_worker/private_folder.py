@@ -11,7 +11,7 @@ def claim_private_folder(folder: Path) -> None:
     """Make the folder, or see to it that nobody else can have put anything into the one that is there.
 
     Raises:
-        ModelUnusable: it cannot be made, is not a folder, belongs to somebody else, or others may write to it.
+        ModelUnusable: it cannot be made, is no folder, belongs to somebody else, or others may write to it.
     """
     try:
         folder.mkdir(mode=stat.S_IRWXU, exist_ok=True)
@@ -29,5 +29,5 @@ def claim_private_folder(folder: Path) -> None:
 def _unusable(folder: Path, why: str) -> ModelUnusable:
     return ModelUnusable(
         f"{folder}: cannot hold the embedded model: {why};"
-        " expected is a folder that only this user may write to, here or as --cache-dir (FLUX_WORKER_CACHE_DIR)"
+        " expected is a folder that only this user may write to, or another --cache-dir (FLUX_WORKER_CACHE_DIR)"
     )

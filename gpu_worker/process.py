@@ -13,7 +13,8 @@ from gpu_worker.events import EngineEvent
 from gpu_worker.model_store import EngineChoice
 from gpu_worker.readings import ReadingsTaker
 from gpu_worker.settings import WorkerSettings
-from proto.configuration import EXIT_BAD_CONFIGURATION, load_settings
+from proto.configuration import load_settings
+from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.logs import configure_logging
 from proto.signals import on_end_signals
 

@@ -1,4 +1,4 @@
-"""Readings at regular intervals, from a thread that can neither hold up the event loop nor the process's end."""
+"""Readings at regular intervals, from a thread that holds up neither the event loop nor the process's end."""
 
 import asyncio
 import threading

@@ -38,8 +38,8 @@ from gpu_worker.events import (
 from gpu_worker.limits import SessionLimits
 from gpu_worker.outcomes import EndedExecution, OutcomeStore
 from gpu_worker.slot import Busy, Free, Slot, Stopping
-from proto.configuration import EXIT_BAD_CONFIGURATION
 from proto.contact import BrokerContact
+from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.failures import ENGINE_DEATHS, FailureCode, RefusalReason
 from proto.messages import (
     MAX_IMAGE_BYTES,

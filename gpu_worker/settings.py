@@ -48,7 +48,7 @@ def temporary_cache_folder() -> Path:
 
 
 def _home() -> Path:
-    """That of the environment, otherwise that of the system's list of users; not absolute if there is none."""
+    """That of the environment, otherwise of the system's list of users; not absolute if there is none."""
     home = os.environ.get("HOME", "")
     if home:
         return Path(home)

@@ -12,12 +12,8 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
+from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.timing import Timing
-
-EXIT_BAD_CONFIGURATION: Final = 78
-"""EX_CONFIG of sysexits.h: starting again cannot help until a setting changes."""
-EXIT_CANNOT_START: Final = 69
-"""EX_UNAVAILABLE: what the component needs is not to be had, a port for example."""
 
 IPC_PATH_MAX_BYTES: Final = 107
 """`sun_path` of a unix socket holds 108 bytes with its terminator."""

@@ -13,7 +13,7 @@ from deploy.stack import build_stack
 
 
 class Drawn(image_gen_pb2_grpc.ImageGenServicer):
-    async def Generate(self, request, context):  # noqa: N802
+    async def Generate(self, _request, _context):  # noqa: N802
         return image_gen_pb2.GenerateResponse(image_png=b"png")
 
 

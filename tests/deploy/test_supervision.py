@@ -28,7 +28,7 @@ from deploy.supervision import (
     Supervisor,
     Terminate,
 )
-from proto.configuration import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
+from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
 
 LAYERS = [["broker"], ["worker-1", "worker-2"], ["frontend"]]
 ALL = ["broker", "worker-1", "worker-2", "frontend"]

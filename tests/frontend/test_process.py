@@ -13,7 +13,7 @@ import pytest
 
 import image_gen_pb2
 import image_gen_pb2_grpc
-from proto.configuration import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
+from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
 
 LIMIT_S = 30.0
 ARGUMENTS = ("--grpc-port", "0", "--http-port", "0", "--log-format", "json")

@@ -3,7 +3,8 @@
 import pytest
 
 from frontend.settings import FrontendSettings
-from proto.configuration import EXIT_BAD_CONFIGURATION, load_settings
+from proto.configuration import load_settings
+from proto.exit_status import EXIT_BAD_CONFIGURATION
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,8 @@ import pytest
 from gpu_worker.engines.engine import ModelUnusable
 from gpu_worker.model_store import Embedded, Fake
 from gpu_worker.settings import WorkerSettings
-from proto.configuration import EXIT_BAD_CONFIGURATION, load_settings
+from proto.configuration import load_settings
+from proto.exit_status import EXIT_BAD_CONFIGURATION
 
 
 @pytest.fixture(autouse=True)

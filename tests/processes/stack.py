@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -192,7 +192,9 @@ class Client:
 class Component:
     """One component: what it is started with, and its present process."""
 
-    def __init__(self, name: str, package: str, settings: dict[str, object], folder: Path) -> None:
+    def __init__(
+        self, name: str, package: str, settings: dict[str, object], folder: Path, keys: Sequence[str]
+    ) -> None:
         self.name = name
         self.settings = settings
         self.process: subprocess.Popen[bytes] | None = None
@@ -200,6 +202,7 @@ class Component:
         """Of all its processes until now, their children included."""
         self._package = package
         self._folder = folder
+        self._keys = keys
 
     def start(self) -> None:
         assert not self.is_running
@@ -219,7 +222,7 @@ class Component:
     def _environment(self) -> dict[str, str]:
         prefix = PREFIXES[self._package]
         own = {f"{prefix}{name.upper()}": str(value) for name, value in self.settings.items()}
-        return {"API_KEYS": ",".join(KEYS), **own}
+        return {"API_KEYS": ",".join(self._keys), **own}
 
     @property
     def is_running(self) -> bool:
@@ -309,10 +312,18 @@ class Component:
 class Stack:
     """Broker, workers and a frontend. At its end every process must be gone."""
 
-    def __init__(self, folder: Path, *, time_scale: float = 0.2, over_tcp: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        time_scale: float = 0.2,
+        over_tcp: bool = False,
+        keys: Sequence[str] = KEYS,
+    ) -> None:
         self.timing = Timing().scaled(time_scale)
         self.workers: dict[str, Component] = {}
         self._folder = folder
+        self._keys = keys
         # A unix socket's path holds 107 bytes: less than the folders of tests have.
         self._sockets = tempfile.TemporaryDirectory(prefix="flux-", dir="/tmp")
         self._for_frontends, self._for_workers = (
@@ -340,7 +351,7 @@ class Stack:
         self.http = ""
 
     def _component(self, name: str, package: str, **settings: object) -> Component:
-        return Component(name, package, {**self._shared, **settings}, self._folder)
+        return Component(name, package, {**self._shared, **settings}, self._folder, self._keys)
 
     # --- Starting and stopping -----------------------------------------------------------------
 
@@ -424,8 +435,9 @@ class Stack:
 
     # --- Calls and what can be seen from outside -----------------------------------------------
 
-    def client(self, key: str = KEYS[0]) -> Client:
-        self._clients.append(Client(self.address, key))
+    def client(self, key: str | None = None) -> Client:
+        """By default with the first key."""
+        self._clients.append(Client(self.address, self._keys[0] if key is None else key))
         return self._clients[-1]
 
     def metrics(self) -> image_gen_pb2.MetricsResponse:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from processes.stack import LIMIT_S
 
-from proto.configuration import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
+from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
 
 
 def run(folder: Path, package: str, *arguments: str, **environment: str) -> tuple[int, list[str]]:

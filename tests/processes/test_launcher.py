@@ -18,7 +18,7 @@ import pytest
 import image_gen_pb2
 import image_gen_pb2_grpc
 from deploy.ports import free_ports
-from proto.configuration import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
+from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
 
 READY_LIMIT_S = 40.0
 END_LIMIT_S = 20.0

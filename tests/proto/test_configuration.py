@@ -7,13 +7,8 @@ import pytest
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from proto.configuration import (
-    EXIT_BAD_CONFIGURATION,
-    IPC_PATH_MAX_BYTES,
-    ComponentSettings,
-    LoopbackEndpoint,
-    load_settings,
-)
+from proto.configuration import IPC_PATH_MAX_BYTES, ComponentSettings, LoopbackEndpoint, load_settings
+from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.timing import Timing
 
 

@@ -23,7 +23,7 @@ from broker.__main__ import main
 from broker.router import CannotBind, Router
 from broker.settings import BrokerSettings
 from proto.codec import MAX_HEADER_BYTES, encode
-from proto.configuration import EXIT_CANNOT_START
+from proto.exit_status import EXIT_CANNOT_START
 from proto.failures import RefusalReason
 from proto.messages import FrontendView, Outcome, Refuse, Snapshot, Start, WorkerView
 

@@ -1,0 +1,8 @@
+"""With which status a component's process ends, beside 0."""
+
+from typing import Final
+
+EXIT_BAD_CONFIGURATION: Final = 78
+"""EX_CONFIG of sysexits.h: starting again cannot help until a setting changes."""
+EXIT_CANNOT_START: Final = 69
+"""EX_UNAVAILABLE: what the component needs is not to be had, a port for example."""
