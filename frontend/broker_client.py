@@ -96,7 +96,10 @@ class BrokerClient:
             await self._ask_for_picture()
         snapshot, taken_at = self._picture or (None, self._loop.time())
         return ServicePicture(
-            snapshot=snapshot, age_s=self._loop.time() - taken_at, broker_alive=self.broker_alive
+            snapshot=snapshot,
+            age_s=self._loop.time() - taken_at,
+            broker_alive=self.broker_alive,
+            own_refusals=dict(self._desk.refusals),
         )
 
     async def _ask_for_picture(self) -> None:

@@ -1,10 +1,12 @@
 """What the frontend needs of the rest of the service. `BrokerClient` provides it, tests script it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from frontend.actions import JobEnd
 from frontend.validation import ValidJob
+from proto.failures import RefusalReason
 from proto.messages import Snapshot
 
 
@@ -18,6 +20,8 @@ class ServicePicture:
     """How long ago the broker sent it; without meaning where there is none."""
     broker_alive: bool
     """A broker has been heard of lately."""
+    own_refusals: Mapping[RefusalReason, int] = field(default_factory=dict)
+    """What this frontend refused itself since it started; no broker counts these."""
 
 
 class Cluster(Protocol):

@@ -4,6 +4,7 @@ It owns each job until its RPC has ended: it reports the open ones, submits agai
 and ends each with the first outcome that arrives or at its deadline, whatever the broker does.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
@@ -101,6 +102,8 @@ class JobDesk:
     jobs: dict[bytes, DeskJob] = field(default_factory=dict)
     """By `job_id`: exactly the RPCs that wait for an answer."""
     draining: bool = False
+    refusals: Counter[RefusalReason] = field(default_factory=Counter)
+    """Its own, not the broker's."""
     _ready_workers: int = 0
     _unreported_keys: set[str] = field(default_factory=set)
     """Keys with jobs that were given up, and that the broker still counts."""
@@ -185,6 +188,7 @@ class JobDesk:
     def _open(self, opened: JobOpened, now: float) -> None:
         refusal = self._why_not(now)
         if refusal is not None:
+            self.refusals[refusal.reason] += 1
             self._actions.append(EndJob(job_id=opened.job_id, end=refusal))
             return
         if opened.key_fingerprint in self._unreported_keys:
@@ -215,6 +219,7 @@ class JobDesk:
     def _refuse_unanswered(self, now: float) -> None:
         for job_id, job in list(self.jobs.items()):
             if isinstance(job.state, Submitted):
+                self.refusals[RefusalReason.BROKER_UNREACHABLE] += 1
                 self._end(job_id, self._unreachable(), now)
 
     def _give_up(self, job_id: bytes, now: float) -> None:

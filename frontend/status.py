@@ -1,5 +1,6 @@
 """The state of the whole service as one document, for `GET /metrics` and for the `Metrics` call alike."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
@@ -98,7 +99,7 @@ def service_status(picture: ServicePicture) -> ServiceStatus:
             completed=0,
             failed=0,
             cancelled=0,
-            rejected={},
+            rejected=_rejected(picture),
             workers=[],
             broker_alive=picture.broker_alive,
             age_s=None,
@@ -109,7 +110,7 @@ def service_status(picture: ServicePicture) -> ServiceStatus:
         completed=snapshot.completed,
         failed=snapshot.failed,
         cancelled=snapshot.cancelled,
-        rejected={reason.value: count for reason, count in sorted(snapshot.rejected.items())},
+        rejected=_rejected(picture),
         workers=[_worker_status(row, picture.age_s) for row in snapshot.workers],
         broker_alive=picture.broker_alive,
         age_s=_rounded(picture.age_s),
@@ -155,6 +156,14 @@ def metrics_response(status: ServiceStatus) -> image_gen_pb2.MetricsResponse:
 
 def _in_contract_names(fields: Mapping[str, object]) -> dict[str, object]:
     return {_CONTRACT_NAMES.get(name, name): value for name, value in fields.items()}
+
+
+def _rejected(picture: ServicePicture) -> dict[str, int]:
+    """By reason: the broker's refusals, and those that this frontend did not even ask it about."""
+    counted = Counter(picture.own_refusals)
+    if picture.snapshot is not None:
+        counted.update(picture.snapshot.rejected)
+    return {reason.value: count for reason, count in sorted(counted.items())}
 
 
 def _worker_status(row: WorkerRow, picture_age_s: float) -> WorkerStatus:

@@ -28,6 +28,6 @@ def claim_private_folder(folder: Path) -> None:
 
 def _unusable(folder: Path, why: str) -> ModelUnusable:
     return ModelUnusable(
-        f"{folder}: cannot hold the embedded model: {why};"
-        " expected is a folder that only this user may write to, or another --cache-dir (FLUX_WORKER_CACHE_DIR)"
+        f"{folder}: cannot hold the embedded model: {why}; expected is a folder that only this user may"
+        " write to, or another --cache-dir (FLUX_WORKER_CACHE_DIR)"
     )

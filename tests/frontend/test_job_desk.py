@@ -547,3 +547,10 @@ DeskMachine.TestCase.settings = settings(
     max_examples=60, stateful_step_count=30, deadline=None, derandomize=True, database=None
 )
 test_anything_in_any_order = DeskMachine.TestCase
+
+
+def test_its_own_refusals_are_counted_and_the_brokers_are_not(submitted):
+    submitted.heard(Refuse(reason=RefusalReason.NO_WORKERS, job_id=identifier("job")))
+    submitted.tell(DrainRequested())
+    submitted.open("late")
+    assert submitted.desk.refusals == {RefusalReason.FRONTEND_DRAINING: 1}

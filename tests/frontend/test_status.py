@@ -1,5 +1,6 @@
 """The picture of the service: what is summed, what is left out, and that both formats agree."""
 
+import dataclasses
 import json
 
 import pytest
@@ -154,6 +155,13 @@ def test_a_row_says_what_a_worker_does():
     assert (loading.phase, loading.percent, loading.engine_restarts) == ("reading weights", 40, 2)
     assert loading.cpu_percent is None
     assert loading.reading_age_s is None
+
+
+def test_what_the_frontend_refused_itself_is_counted_as_well():
+    refusals = {RefusalReason.BROKER_UNREACHABLE: 3, RefusalReason.CLIENT_BUSY: 1}
+    seen = dataclasses.replace(full_picture(), own_refusals=refusals)
+    rejected = service_status(seen).rejected
+    assert rejected == {"ALL_WORKERS_BUSY": 2**40, "BROKER_UNREACHABLE": 3, "CLIENT_BUSY": 8}
 
 
 def test_the_document_is_json_with_the_contracts_fields():
