@@ -1,5 +1,6 @@
 """What all tests share: a failed test shows what the processes of its service have written."""
 
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -14,3 +15,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
             if callable(logs):
                 report.sections.append((f"logs of {name}", logs()))
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Tests press Ctrl-C. Whoever runs them in the background had it ignored, for all child processes too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
