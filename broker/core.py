@@ -59,8 +59,8 @@ class Broker:
                 self._frontend_side.receive(route, message, now)
             case WorkerUnreachable(route=route):
                 self._worker_side.unreachable(route, now)
-            case FrontendUnreachable():
-                pass  # Its reports say where it is; silence ends it.
+            case FrontendUnreachable(route=route):
+                self._frontend_side.unreachable(route, now)
             case DrainRequested():
                 self._drain()
             case TimerFired():

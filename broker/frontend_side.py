@@ -122,9 +122,25 @@ class FrontendSide:
 
     def watch(self, now: float) -> None:
         for frontend in list(self._state.frontends):
-            if now - frontend.heard_at >= self._state.timing.peer_lost_s:
-                self._state.note("frontend lost", "warning", frontend_id=frontend.frontend_id)
-                self._remove(frontend)
+            self._watch(frontend, now)
+
+    def unreachable(self, route: bytes, now: float) -> None:
+        """A message to this route found no connection."""
+        for frontend in self._state.frontends:
+            if frontend.route == route and frontend.unreachable_since is None:
+                frontend.unreachable_since = now
+
+    def _watch(self, frontend: Frontend, now: float) -> None:
+        """As workers are watched: a process that was killed is noticed by its connection."""
+        timing, gone = self._state.timing, frontend.unreachable_since
+        silent_s = now - frontend.heard_at
+        is_gone = gone is not None and now - gone >= timing.unreachable_grace_s
+        if is_gone or silent_s >= timing.peer_lost_s:
+            reason = "its connection is gone" if is_gone else f"silent for {silent_s:.1f} s"
+            self._state.note("frontend lost", "warning", frontend_id=frontend.frontend_id, reason=reason)
+            self._remove(frontend)
+        elif silent_s >= timing.probe_after_s:
+            self._state.send_statuses(frontend)
 
     def _remove(self, frontend: Frontend) -> None:
         """Its RPCs have nobody to answer them any more."""

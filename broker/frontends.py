@@ -18,6 +18,8 @@ class Frontend:
     """The highest one seen, of any message."""
     report_seq: int = -1
     """The highest one seen of a report; older reports are ignored."""
+    unreachable_since: float | None = None
+    """When a message to it could not be routed; None once it was heard again."""
 
 
 @dataclass(slots=True)
@@ -45,7 +47,7 @@ class FrontendTable:
                 frontend_id=frontend_id, incarnation=incarnation, route=route, heard_at=now, seq=seq
             )
             self.known[incarnation] = frontend
-        frontend.heard_at = now
+        frontend.heard_at, frontend.unreachable_since = now, None
         if seq >= frontend.seq:
             frontend.seq = seq
             frontend.route = route

@@ -14,10 +14,10 @@ class BrokerSettings(ComponentSettings):
     model_config = SettingsConfigDict(env_prefix="FLUX_BROKER_")
 
     broker_id: str = Field(
-        default_factory=lambda: f"broker-{platform.node()[:100] or 'host'}",
+        f"broker-{platform.node()[:100] or 'host'}",
         min_length=1,
         max_length=128,
-        description="name of this broker in logs; default: broker- and the host name",
+        description="name of this broker in logs",
     )
     frontends_endpoint: LoopbackEndpoint = Field(
         "tcp://127.0.0.1:5560", description="where to listen for frontends"

@@ -150,11 +150,24 @@ class Launcher:
             self._tell("stopping")
 
 
+SAME_REQUEST_S: Final = 1.0
+"""make passes a SIGTERM on to a process that has got it already: that is no second wish."""
+
+
 def _heed(on_signal: Callable[[], None]) -> list[signal.Signals]:
     """Call `on_signal` on those stop signals that whoever started us does not want ignored (nohup)."""
     heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    loop = asyncio.get_running_loop()
+    terminated_at = float("-inf")
+
+    def on_terminate() -> None:
+        nonlocal terminated_at
+        if loop.time() - terminated_at >= SAME_REQUEST_S:
+            terminated_at = loop.time()
+            on_signal()
+
     for number in heeded:
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+        loop.add_signal_handler(number, on_terminate if number == signal.SIGTERM else on_signal)
     return heeded
 
 

@@ -10,7 +10,8 @@ from proto.configuration import ComponentSettings
 
 
 class LauncherSettings(ComponentSettings):
-    """None stands for: whatever the component itself would take."""
+    """The whole service on this machine. API_KEYS sets the keys. All FLUX_BROKER_…, FLUX_WORKER_… and
+    FLUX_FRONTEND_… variables reach their component, to which an unset option is left."""
 
     model_config = SettingsConfigDict(env_prefix="FLUX_SERVER_")
 

@@ -59,6 +59,7 @@ class BrokerClient:
         self._picture: tuple[Snapshot, float] | None = None
         self._picture_wanted: asyncio.Future[None] | None = None
         self._told_ready = False
+        self._is_closed = False
         self._readiness_timer: asyncio.TimerHandle | None = None
 
     @property
@@ -116,6 +117,9 @@ class BrokerClient:
         self._mailbox.tell(DrainRequested())
 
     async def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
         if self._readiness_timer is not None:
             self._readiness_timer.cancel()
         self._mailbox.tell(LeaveRequested())

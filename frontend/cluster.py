@@ -51,4 +51,4 @@ class Cluster(Protocol):
         """Refuse new jobs from now on; the open ones go on."""
 
     async def close(self) -> None:
-        """Say good-bye to the broker and end."""
+        """Answer what is open, say good-bye to the broker and end; a second time nothing happens."""

@@ -52,6 +52,8 @@ from proto.notes import Note, NoteLevel
 from proto.timing import Timing
 
 FULL_RETRY_S: Final = 1.0
+DRAIN_RETRY_S: Final = 1.0
+"""Another frontend, or this one started again, may take it."""
 GATHER_S: Final = 0.02
 """Jobs that end within this time are told in one report: a thousand ends are not a thousand reports."""
 
@@ -199,7 +201,7 @@ class JobDesk:
 
     def _why_not(self, now: float) -> JobRefused | None:
         if self.draining:
-            reason, detail, retry_s = RefusalReason.FRONTEND_DRAINING, "this frontend is shutting down", None
+            reason, detail, retry_s = RefusalReason.FRONTEND_DRAINING, "", DRAIN_RETRY_S
         elif len(self.jobs) >= self.max_open_jobs:
             reason, detail = RefusalReason.FRONTEND_FULL, f"{len(self.jobs)} calls are waiting already"
             retry_s = FULL_RETRY_S

@@ -147,10 +147,9 @@ async def _drain(
         async with asyncio.timeout(settings.drain_s):
             await open_calls.all_answered()
     except TimeoutError:
-        log.warning("drain time is over, open calls are cancelled", drain_s=settings.drain_s)
-        await server.stop(0)
-    else:
-        await server.stop(FLUSH_S)
+        log.warning("drain time is over, open calls are given up", drain_s=settings.drain_s)
+        await cluster.close()  # Every open call gets its reason.
+    await server.stop(FLUSH_S)
 
 
 async def _end(publisher: asyncio.Task[None]) -> None:

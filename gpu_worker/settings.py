@@ -74,7 +74,7 @@ class WorkerSettings(ComponentSettings):
     engine: EngineName = Field(
         "auto",
         description="flux: the model in the model folder; embedded: a tiny untrained model for any machine;"
-        " fake: no model, for tests; auto: flux if the folder holds one, otherwise embedded",
+        " fake: no model, for tests; auto: flux if the folder holds one or is set, otherwise embedded",
     )
     model_dir: Path = Field(
         Path("hub/FLUX.1-dev"), description="folder with a FLUX model in diffusers' layout, for flux and auto"
@@ -87,7 +87,7 @@ class WorkerSettings(ComponentSettings):
     )
     cuda_visible_devices: str | None = Field(
         None,
-        validation_alias="CUDA_VISIBLE_DEVICES",
+        validation_alias="cuda_visible_devices",
         description="numbers or UUIDs of the GPUs that are used and whose readings are reported; unset: all",
     )
     threads: int = Field(
@@ -102,40 +102,36 @@ class WorkerSettings(ComponentSettings):
         900,
         gt=0,
         le=86400,
-        description="an engine process that loads without progress for longer is killed [seconds]",
+        description="an engine process that loads without progress for longer is killed, s",
     )
-    text_limit_s: float = Field(
-        60, gt=0, le=3600, description="limit for encoding a prompt, likewise [seconds]"
-    )
-    step_limit_s: float = Field(
-        60, gt=0, le=3600, description="limit for one denoising step, likewise [seconds]"
-    )
+    text_limit_s: float = Field(60, gt=0, le=3600, description="limit for encoding a prompt, likewise, s")
+    step_limit_s: float = Field(60, gt=0, le=3600, description="limit for one denoising step, likewise, s")
     decode_limit_s: float = Field(
-        120, gt=0, le=3600, description="limit for decoding an image and making its PNG, likewise [seconds]"
+        120, gt=0, le=3600, description="limit for decoding an image and making its PNG, likewise, s"
     )
     cancel_limit_s: float = Field(
-        30, gt=0, le=3600, description="limit for stopping a cancelled job, likewise [seconds]"
+        30, gt=0, le=3600, description="limit for stopping a cancelled job, likewise, s"
     )
     engine_backoff_s: float = Field(
         1,
         gt=0,
         le=3600,
-        description="pause before a dead engine process is replaced; doubles each time [seconds]",
+        description="pause before an engine process that died twice is replaced; doubles each time, s",
     )
-    engine_backoff_max_s: float = Field(60, gt=0, le=3600, description="longest such pause [seconds]")
+    engine_backoff_max_s: float = Field(60, gt=0, le=3600, description="longest such pause, s")
 
     held_bytes_max: int = Field(
         64 * _MIB,
         ge=_MIB,
         le=4096 * _MIB,
-        description="outcomes kept until they are released, at most [bytes]",
+        description="outcomes kept until they are released, at most, bytes",
     )
     held_age_max_s: float = Field(
-        120, gt=0, le=3600, description="how long an outcome is kept that nobody releases [seconds]"
+        120, gt=0, le=3600, description="how long an outcome is kept that nobody releases, s"
     )
 
-    fake_step_s: float = Field(0.05, ge=0, le=3600, description="fake engine: duration of a step [seconds]")
-    fake_load_s: float = Field(0.0, ge=0, le=3600, description="fake engine: duration of loading [seconds]")
+    fake_step_s: float = Field(0.05, ge=0, le=3600, description="fake engine: duration of a step, s")
+    fake_load_s: float = Field(0.0, ge=0, le=3600, description="fake engine: duration of loading, s")
     fake_faults: bool = Field(
         False,
         description="fake engine: obey prompts such as !crash@3, with crash, hang, oom, error or nonfinite",
@@ -158,8 +154,11 @@ class WorkerSettings(ComponentSettings):
 
     def engine_choice(self) -> EngineChoice:
         """The engine that is meant. Raises `ModelUnusable`: the model or cache folder cannot be used."""
+        engine: EngineName = self.engine
+        if engine == "auto" and "model_dir" in self.model_fields_set:
+            engine = "flux"  # Whoever names a folder does not want another model without a word.
         fake = Fake(step_s=self.fake_step_s, load_s=self.fake_load_s, faults=self.fake_faults)
-        choice = choose_engine(self.engine, model_dir=self.model_dir, cache_dir=self.cache_dir, fake=fake)
+        choice = choose_engine(engine, model_dir=self.model_dir, cache_dir=self.cache_dir, fake=fake)
         if isinstance(choice, Embedded) and choice.cache_dir == temporary_cache_folder():
             claim_private_folder(choice.cache_dir)
         return choice

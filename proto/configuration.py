@@ -56,6 +56,7 @@ class ComponentSettings(BaseSettings):
         cli_implicit_flags=True,
         cli_avoid_json=True,
         cli_hide_none_type=True,
+        cli_parse_none_str="unset",
         cli_exit_on_error=False,
     )
 

@@ -113,11 +113,15 @@ def refused(folder: Path, why: str) -> None:
 
 
 def test_the_embedded_model_is_kept_in_the_cache_folder(tmp_path: Path) -> None:
-    choice = load(
-        "--model-dir", str(tmp_path / "none"), "--cache-dir", str(tmp_path / "kept")
-    ).engine_choice()
+    choice = load("--engine", "embedded", "--cache-dir", str(tmp_path / "kept")).engine_choice()
     assert isinstance(choice, Embedded)
     assert choice.cache_dir == tmp_path / "kept"
+
+
+def test_a_model_folder_that_is_named_must_hold_a_model(tmp_path: Path) -> None:
+    settings = load("--model-dir", str(tmp_path / "none"))
+    with pytest.raises(ModelUnusable, match="none: no such folder"):
+        settings.engine_choice()
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,23 @@ def test_a_frontend_that_is_asked_to_end_answers_first(stack: Stack) -> None:
     assert content_of(stack.client().draw("after")).prompt_digest == prompt_digest("after")
 
 
+def test_a_call_that_outlasts_the_drain_is_told_why(stack: Stack) -> None:
+    stack.until_state("worker-1", "ready")
+    stack.frontend.send(signal.SIGTERM)
+    assert stack.frontend.ends() == 0
+    stack.frontend.settings["drain_s"] = 0.3
+    stack.start_frontend()
+    stack.until_state("worker-1", "ready")
+    call = stack.client().begin(steps=20)
+    stack.until_running()
+    stack.frontend.send(signal.SIGTERM)
+    refusal = call.refusal()
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "FRONTEND_DRAINING")
+    assert stack.frontend.ends() == 0
+    del stack.frontend.settings["drain_s"]
+    stack.start_frontend()
+
+
 def test_a_second_signal_ends_a_draining_frontend_at_once(stack: Stack) -> None:
     stack.until_state("worker-1", "ready")
     call = stack.client().begin()

@@ -240,6 +240,16 @@ while True:
 """
 
 
+async def test_a_sigterm_that_comes_twice_at_once_is_one(start: Start) -> None:
+    """make passes on what its whole process group has got already."""
+    async with start() as launcher:
+        await launcher.writes(r"stop +Ctrl-C")
+        launcher.signal(signal.SIGTERM)
+        launcher.signal(signal.SIGTERM)
+        assert await launcher.ends() == 0
+        assert "killing" not in launcher.output
+
+
 async def test_a_second_ctrl_c_kills_at_once(start: Start, tmp_path: Path) -> None:
     async with start(PYTHONPATH=write_stubs(tmp_path, DEAF)) as launcher:
         for package in ("broker", "gpu_worker", "frontend"):

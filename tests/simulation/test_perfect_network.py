@@ -291,4 +291,6 @@ def test_a_lost_frontend_frees_its_workers(world, frontend, worker):
     frontend.call("key", "a cat", steps=60, deadline_s=60)
     world.run_until(lambda: worker.running is not None, 1.0)
     frontend.kill()
-    world.run_until(lambda: isinstance(worker.session.slot, Free), world.timing.peer_lost_s + 1.0)
+    timing = world.timing
+    noticed_s = timing.probe_after_s + timing.unreachable_grace_s + 2 * timing.probe_interval_s
+    world.run_until(lambda: isinstance(worker.session.slot, Free), noticed_s + world.step_s + 0.1)

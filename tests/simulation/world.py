@@ -378,6 +378,9 @@ class SimulatedFrontend(Peer):
             call.left = call.left or call.end is None
 
     def leave(self, call: Call) -> None:
+        if self.world.now < self.frozen_until:
+            self.world.after(min(0.1, self.frozen_until - self.world.now), lambda: self.leave(call))
+            return
         if call.end is None and not call.left:
             call.left = True
             self.tell(WaiterLeft(job_id=call.job_id))
