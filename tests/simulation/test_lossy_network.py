@@ -95,9 +95,9 @@ def test_the_same_seed_gives_the_same_story():
     assert busy_hour(3, faults=True).transcript == busy_hour(3, faults=True).transcript
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_loss_alone_costs_no_accepted_job_its_image(seed: int):
-    world = World(seed=seed, network=Network(jitter_s=0.1, loss=0.05, duplicates=0.05))
+def quiet_hour(seed: int, network: Network) -> World:
+    """Forty calls of four keys, one a second, to three workers."""
+    world = World(seed=seed, network=network)
     frontend = world.add_frontend("frontend")
     for n in range(3):
         world.add_worker(f"worker-{n}")
@@ -107,19 +107,16 @@ def test_loss_alone_costs_no_accepted_job_its_image(seed: int):
         world.run_for(1.0)
     world.run_for(60.0)
     assert world.outcomes()["image"] >= 20, world.outcomes()
+    return world
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_loss_alone_costs_no_accepted_job_its_image(seed: int):
+    world = quiet_hour(seed, Network(jitter_s=0.1, loss=0.05, duplicates=0.05))
     assert all(isinstance(call.end, ImageDelivered | JobRefused) for call in world.calls), world.outcomes()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_reordering_alone_costs_no_second_execution(seed: int):
-    world = World(seed=seed, network=Network(jitter_s=0.4, duplicates=0.2))
-    frontend = world.add_frontend("frontend")
-    for n in range(3):
-        world.add_worker(f"worker-{n}")
-    world.run_for(5.0)
-    for n in range(40):
-        frontend.call(f"key-{n % 4}", f"prompt {n}", steps=4, seed=n)
-        world.run_for(1.0)
-    world.run_for(60.0)
-    assert world.outcomes()["image"] >= 20, world.outcomes()
+    world = quiet_hour(seed, Network(jitter_s=0.4, duplicates=0.2))
     assert set(world.executions.values()) == {1}

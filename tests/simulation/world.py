@@ -175,6 +175,13 @@ class Peer:
         """Stop the process with all that it runs, as SIGSTOP does."""
         self.frozen_until = self.world.now + duration_s
 
+    def is_awake_for(self, action: Callable[[], object]) -> bool:
+        """Whether the process lives and runs; if it is frozen, the action is tried again later."""
+        if self.alive and self.world.now < self.frozen_until:
+            self.world.after(min(0.1, self.frozen_until - self.world.now), action)
+            return False
+        return self.alive
+
     def thawed_for(self, duration_s: float) -> float:
         """When it will have run for so long since it was last frozen."""
         return self.frozen_until + duration_s
@@ -208,10 +215,7 @@ class SimulatedWorker(Peer):
         self.tell(ToSession(message=message))  # type: ignore[arg-type]
 
     def tell(self, event: object) -> None:
-        if not self.alive:
-            return
-        if self.world.now < self.frozen_until:
-            self.world.after(min(0.1, self.frozen_until - self.world.now), lambda: self.tell(event))
+        if not self.is_awake_for(lambda: self.tell(event)):
             return
         for action in self.session.handle(event, self.world.now):  # type: ignore[arg-type]
             self.perform(action)
@@ -334,10 +338,7 @@ class SimulatedFrontend(Peer):
         self.tell(ToDesk(message=message))  # type: ignore[arg-type]
 
     def tell(self, event: object) -> None:
-        if not self.alive:
-            return
-        if self.world.now < self.frozen_until:
-            self.world.after(min(0.1, self.frozen_until - self.world.now), lambda: self.tell(event))
+        if not self.is_awake_for(lambda: self.tell(event)):
             return
         for action in self.desk.handle(event, self.world.now):  # type: ignore[arg-type]
             match action:
@@ -378,8 +379,7 @@ class SimulatedFrontend(Peer):
             call.left = call.left or call.end is None
 
     def leave(self, call: Call) -> None:
-        if self.world.now < self.frozen_until:
-            self.world.after(min(0.1, self.frozen_until - self.world.now), lambda: self.leave(call))
+        if not self.is_awake_for(lambda: self.leave(call)):
             return
         if call.end is None and not call.left:
             call.left = True
@@ -407,7 +407,7 @@ class World:
     transcript: list[str] = field(default_factory=list)
     steps: int = 0
     rng: random.Random = field(init=False)
-    _due: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
+    _due: list[tuple[float, int, Callable[[], object]]] = field(default_factory=list)
     _count: int = 0
     _timers: dict[object, int] = field(default_factory=dict)
     """How often each owner has armed its timer."""
@@ -449,7 +449,7 @@ class World:
 
     # --- Time ----------------------------------------------------------------------------------
 
-    def after(self, delay_s: float, action: Callable[[], None]) -> None:
+    def after(self, delay_s: float, action: Callable[[], object]) -> None:
         self._count += 1
         heapq.heappush(self._due, (self.now + delay_s, self._count, action))
 
