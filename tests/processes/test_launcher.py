@@ -150,7 +150,7 @@ async def gone(processes: list[psutil.Process]) -> None:
 
 
 async def test_it_gets_ready_draws_and_ends_on_ctrl_c(start: Start) -> None:
-    async with start() as launcher:
+    async with start(FLUX_WORKER_FAKE_LOAD_S="2") as launcher:  # long enough to be seen loading
         await launcher.writes(r"stop +Ctrl-C")
         assert re.search(r"worker-1: .*%", launcher.output), "no progress was shown"
         assert (await launcher.draw()).startswith(PNG_SIGNATURE)
