@@ -177,3 +177,12 @@ def test_the_retry_delay_has_bounds(broker):
         broker.frontend("job")
     broker.runs(execution, step=1)
     assert refused(broker, key="other")[1] == 60_000
+
+
+def test_a_worker_whose_connection_is_gone_gets_no_job(broker):
+    broker.worker()
+    broker.unreachable()
+    assert refused(broker)[0] is RefusalReason.WORKERS_NOT_READY
+    broker.worker()
+    broker.submit("next")
+    assert broker.started()
