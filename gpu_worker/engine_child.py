@@ -216,10 +216,10 @@ class EngineChild:
 def make_engine(choice: EngineChoice, options: EngineOptions) -> Engine:
     """The engine, its libraries imported but nothing loaded. Raises `ModelUnusable`, `ImportError`."""
     match choice:
-        case Fake(step_s=step_s, load_s=load_s, faults=faults):
+        case Fake(step_s=step_s, load_s=load_s, faults=faults, gate=gate):
             from gpu_worker.engines.fake import FakeEngine  # noqa: PLC0415
 
-            return FakeEngine(step_s=step_s, load_s=load_s, faults=faults)
+            return FakeEngine(step_s=step_s, load_s=load_s, faults=faults, gate=gate)
         case FluxFolder(path=path):
             # Before the imports, which take many seconds.
             check_flux_folder(path)

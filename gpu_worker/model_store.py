@@ -49,6 +49,7 @@ class Fake:
     step_s: float
     load_s: float
     faults: bool
+    gate: Path | None = None
 
 
 EngineChoice = FluxFolder | Embedded | Fake

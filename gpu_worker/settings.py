@@ -136,6 +136,9 @@ class WorkerSettings(ComponentSettings):
         False,
         description="fake engine: obey prompts such as !crash@3, with crash, hang, oom, error or nonfinite",
     )
+    fake_gate: Path | None = Field(
+        None, description="fake engine: no job gets beyond its first step while this file exists"
+    )
 
     @model_validator(mode="after")
     def _check_relations(self) -> Self:
@@ -157,7 +160,9 @@ class WorkerSettings(ComponentSettings):
         engine: EngineName = self.engine
         if engine == "auto" and "model_dir" in self.model_fields_set:
             engine = "flux"  # Whoever names a folder does not want another model without a word.
-        fake = Fake(step_s=self.fake_step_s, load_s=self.fake_load_s, faults=self.fake_faults)
+        fake = Fake(
+            step_s=self.fake_step_s, load_s=self.fake_load_s, faults=self.fake_faults, gate=self.fake_gate
+        )
         choice = choose_engine(engine, model_dir=self.model_dir, cache_dir=self.cache_dir, fake=fake)
         if isinstance(choice, Embedded) and choice.cache_dir == temporary_cache_folder():
             claim_private_folder(choice.cache_dir)

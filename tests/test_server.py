@@ -29,7 +29,7 @@ SAMPLE_CLIENT = Path(__file__).parents[1] / "examples" / "generate.py"
 @pytest.fixture(scope="module", autouse=True)
 def grpc_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Broker, worker and frontend as subprocesses; the keys are client1 and client2."""
-    with Stack(tmp_path_factory.mktemp("stack"), time_scale=1.0) as stack:
+    with Stack(tmp_path_factory.mktemp("stack")) as stack:
         stack.broker.start()
         stack.start_worker(
             "worker-1", engine="embedded", cache_dir=tmp_path_factory.mktemp("cache"), device="cpu"
@@ -124,9 +124,9 @@ def test_a_deadline_stops_the_drawing(grpc_server: Stack, client1: Client, clien
     grpc_server.broker.start()
     grpc_server.until_state("worker-1", "ready")
     call = client1.begin(height=1024, width=1024, steps=20, deadline_s=3.0)
-    running = grpc_server.until_running(step=0)
     assert call.refusal().code is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert_stopped_and_free(grpc_server, client2, running.job_id)
+    ended = grpc_server.frontend.until_event("call ended", code="DEADLINE_EXCEEDED")
+    assert_stopped_and_free(grpc_server, client2, ended["job_id"])
 
 
 def test_a_disconnect_stops_the_drawing(grpc_server: Stack, client1: Client, client2: Client) -> None:
@@ -202,23 +202,23 @@ def test_the_sample_client_runs_unchanged(grpc_server: Stack, tmp_path: Path) ->
 
 
 def test_single_user_queue_exhausted(grpc_server: Stack, client1: Client) -> None:
-    first = client1.begin(height=512, width=512, steps=20)
+    first = client1.begin(height=1024, width=1024, steps=20)
     grpc_server.until_running(step=0)
     refusal = grpc_server.client("client1").begin().refusal()
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "CLIENT_BUSY")
     assert refusal.retry_after_s is not None
     assert refusal.retry_after_s > 0
-    assert size_of(first.image().image_png) == (512, 512)
+    assert size_of(first.image().image_png) == (1024, 1024)
 
 
 def test_multiple_clients_queue_positions(grpc_server: Stack, client1: Client, client2: Client) -> None:
-    first = client1.begin(height=512, width=512, steps=20)
+    first = client1.begin(height=1024, width=1024, steps=20)
     grpc_server.until_running(step=0)
     refusal = client2.begin().refusal()
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ALL_WORKERS_BUSY")
     assert refusal.retry_after_s is not None
     assert refusal.retry_after_s > 0
-    assert size_of(first.image().image_png) == (512, 512)
+    assert size_of(first.image().image_png) == (1024, 1024)
     assert size_of(client2.draw().image_png) == (64, 64)
 
 

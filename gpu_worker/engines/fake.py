@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Final, NoReturn
 
 import numpy as np
@@ -35,6 +36,7 @@ _LENGTH: Final = struct.Struct(">I")
 _CHECKSUM: Final = struct.Struct(">I")
 _MAX_TEXT_BYTES: Final = 1024
 _LOADING_SLICES: Final = 10
+_GATE_LOOK_S: Final = 0.02
 
 
 class Fault(StrEnum):
@@ -84,12 +86,17 @@ def faults_of(prompt: str) -> dict[int, Fault]:
 
 
 class FakeEngine:
-    """Takes `step_s` seconds a step and `load_s` to load; obeys fault markers if `faults`."""
+    """Takes `step_s` seconds a step and `load_s` to load; obeys fault markers if `faults`.
 
-    def __init__(self, *, step_s: float, faults: bool, load_s: float = 0.0) -> None:
+    While the file `gate` exists, no job gets beyond its first step: whoever made the file can look at a
+    running job, and break something, for as long as it takes.
+    """
+
+    def __init__(self, *, step_s: float, faults: bool, load_s: float = 0.0, gate: Path | None = None) -> None:
         self._step_s = step_s
         self._faults = faults
         self._load_s = load_s
+        self._gate = gate
 
     def load(self, on_progress: LoadProgress) -> ModelCard:
         for part in range(_LOADING_SLICES):
@@ -115,11 +122,18 @@ class FakeEngine:
             _wait(self._step_s)
             _suffer(faults, step)
             on_progress(JobPhase.STEP, step)
+            self._stand_at_gate(step, on_progress)
         on_progress(JobPhase.DECODE, job.parameters.steps)
         return _paint(job)
 
     def unload(self) -> None:
         pass
+
+    def _stand_at_gate(self, step: int, on_progress: JobProgress) -> None:
+        """Alive, and open to a cancel."""
+        while self._gate is not None and self._gate.exists():
+            _wait(_GATE_LOOK_S)
+            on_progress(JobPhase.STEP, step)
 
 
 def _suffer(faults: Mapping[int, Fault], step: int) -> None:

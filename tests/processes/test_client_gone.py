@@ -13,8 +13,9 @@ from processes.stack import SLACK_S, Client, OpenCall, Stack, content_of
 
 from gpu_worker.engines.fake import prompt_digest
 
-STEP_S = 0.3
 STEPS = 20
+DEADLINE_S = 5.0
+"""Time enough for a loaded machine to begin the job and to show it."""
 SAMPLE_CLIENT = Path(__file__).parents[2] / "examples" / "generate.py"
 
 
@@ -22,18 +23,21 @@ SAMPLE_CLIENT = Path(__file__).parents[2] / "examples" / "generate.py"
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with Stack(tmp_path_factory.mktemp("stack")) as running:
         running.frontend.settings |= {"keepalive_interval_s": 1, "keepalive_timeout_s": 0.5}
-        yield running.start(fake_step_s=STEP_S)
+        yield running.start()
 
 
-def assert_worker_was_freed(stack: Stack, job_id: str, *, cancelled: int, limit_s: float = SLACK_S) -> None:
-    """By stopping the job, not by ending the engine, long before its last step."""
-    stack.until_state("worker-1", "ready", limit_s=STEP_S + limit_s)
+def assert_worker_was_freed(stack: Stack, job_id: str, *, cancelled: int) -> None:
+    """By stopping the job, not by ending the engine, while it cannot get to its last step."""
+    stack.until_state("worker-1", "ready")
     worker = stack.workers["worker-1"]
     assert worker.until_event("job ended", job_id=job_id)["outcome"] in {"CANCELLED", "DEADLINE_EXCEEDED"}
     metrics = stack.metrics()
     assert (metrics.in_flight, metrics.completed) == (0, cancelled - 1), "only the followers were completed"
     assert metrics.cancelled + metrics.failed == cancelled, "one that ran out of time has failed"
     assert metrics.workers[0].engine_restarts == 0
+
+
+def assert_the_next_is_drawn(stack: Stack) -> None:
     content = content_of(stack.client("client2").draw("the next"))
     assert content.prompt_digest == prompt_digest("the next")
 
@@ -52,18 +56,22 @@ def test_a_call_that_ends_early(
     stack: Stack, leave: Callable[[Client, OpenCall], None], cancelled: int
 ) -> None:
     client = stack.client()
-    call = client.begin(steps=STEPS)
-    running = stack.until_running()
-    assert (running.phase, running.steps) == ("step", STEPS)
-    leave(client, call)
-    assert_worker_was_freed(stack, running.job_id, cancelled=cancelled)
+    with stack.held():
+        call = client.begin(steps=STEPS)
+        running = stack.until_running()
+        assert (running.phase, running.step, running.steps) == ("step", 1, STEPS)
+        leave(client, call)
+        assert_worker_was_freed(stack, running.job_id, cancelled=cancelled)
+    assert_the_next_is_drawn(stack)
 
 
 def test_a_deadline_that_passes(stack: Stack) -> None:
-    call = stack.client().begin(steps=STEPS, deadline_s=4 * STEP_S)
-    running = stack.until_running()
-    assert call.refusal(limit_s=4 * STEP_S + SLACK_S).code is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert_worker_was_freed(stack, running.job_id, cancelled=3)
+    with stack.held():
+        call = stack.client().begin(steps=STEPS, deadline_s=DEADLINE_S)
+        running = stack.until_running()
+        assert call.refusal(limit_s=DEADLINE_S + SLACK_S).code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert_worker_was_freed(stack, running.job_id, cancelled=3)
+    assert_the_next_is_drawn(stack)
 
 
 @pytest.mark.parametrize(("number", "cancelled"), [(signal.SIGKILL, 4), (signal.SIGSTOP, 5)])
@@ -71,11 +79,12 @@ def test_a_client_process_that_is_gone(
     stack: Stack, tmp_path: Path, number: signal.Signals, cancelled: int
 ) -> None:
     command = [sys.executable, str(SAMPLE_CLIENT), stack.address, "client1"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as client:
+    with stack.held(), subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as client:
         try:
             running = stack.until_running()
             os.kill(client.pid, number)
             # A frozen one keeps its connection: it is found out by asking.
-            assert_worker_was_freed(stack, running.job_id, cancelled=cancelled, limit_s=1.5 + SLACK_S)
+            assert_worker_was_freed(stack, running.job_id, cancelled=cancelled)
         finally:
             client.kill()
+    assert_the_next_is_drawn(stack)

@@ -12,17 +12,18 @@ from gpu_worker.engines.fake import prompt_digest
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with Stack(tmp_path_factory.mktemp("stack")) as running:
-        yield running.start(fake_step_s=0.1)
+        yield running.start()
 
 
 def test_a_worker_finishes_its_job_first(stack: Stack) -> None:
     stack.until_state("worker-1", "ready")
     worker = stack.workers["worker-1"]
-    call = stack.client().begin("the last one")
-    stack.until_running()
-    worker.send(signal.SIGTERM)
-    stack.until_state("worker-1", "draining")
-    refusal = stack.client("client2").begin().refusal()
+    with stack.held():
+        call = stack.client().begin("the last one")
+        stack.until_running()
+        worker.send(signal.SIGTERM)
+        stack.until_state("worker-1", "draining")
+        refusal = stack.client("client2").begin().refusal()
     assert refusal.reason == "WORKERS_NOT_READY"
     content = content_of(call.image())
     assert content.prompt_digest == prompt_digest("the last one")
@@ -36,12 +37,13 @@ def test_a_worker_finishes_its_job_first(stack: Stack) -> None:
 def test_a_second_signal_ends_a_worker_at_once(stack: Stack) -> None:
     stack.until_state("worker-1", "ready")
     worker = stack.workers["worker-1"]
-    call = stack.client().begin()
-    stack.until_running()
-    worker.send(signal.SIGTERM)
-    stack.until_state("worker-1", "draining")
-    worker.send(signal.SIGTERM)
-    assert worker.ends(limit_s=SLACK_S) == -signal.SIGTERM
+    with stack.held():
+        call = stack.client().begin()
+        stack.until_running()
+        worker.send(signal.SIGTERM)
+        stack.until_state("worker-1", "draining")
+        worker.send(signal.SIGTERM)
+        assert worker.ends(limit_s=SLACK_S) == -signal.SIGTERM
     until("its engine is gone too", lambda: not processes_of(worker.sessions))
     assert call.refusal().reason == "WORKER_LOST"
     stack.start_worker("worker-1")

@@ -13,17 +13,18 @@ from gpu_worker.engines.fake import prompt_digest
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with Stack(tmp_path_factory.mktemp("stack")) as running:
-        yield running.start(fake_step_s=0.25)
+        yield running.start()
 
 
 def test_a_killed_frontend_is_a_disconnect_of_all_its_callers(stack: Stack) -> None:
     stack.until_state("worker-1", "ready")
-    call = stack.client().begin()  # 5 s
-    job_id = stack.until_running().job_id
-    stack.frontend.kill()
-    assert call.refusal(limit_s=SLACK_S).code is grpc.StatusCode.UNAVAILABLE
-    stack.start_frontend()
-    ended = stack.workers["worker-1"].until_event("job ended", job_id=job_id)
+    with stack.held():
+        call = stack.client().begin()
+        job_id = stack.until_running().job_id
+        stack.frontend.kill()
+        assert call.refusal(limit_s=SLACK_S).code is grpc.StatusCode.UNAVAILABLE
+        stack.start_frontend()
+        ended = stack.workers["worker-1"].until_event("job ended", job_id=job_id)
     assert ended["outcome"] == "CANCELLED"
     stack.until_state("worker-1", "ready")
     metrics = stack.metrics()
@@ -36,12 +37,13 @@ def test_a_frontend_that_is_asked_to_end_answers_first(stack: Stack) -> None:
     stack.until_state("worker-1", "ready")
     client, other = stack.client(), stack.client("client2")
     assert other.ping() == "Pong"
-    call = client.begin("the last one", steps=8)
-    stack.until_running()
-    stack.frontend.send(signal.SIGTERM)
-    stack.frontend.until_event("draining")
-    until("it takes no job any more", lambda: stack.get("/healthz")[0] == 503)
-    refusal = other.begin().refusal()
+    with stack.held():
+        call = client.begin("the last one", steps=8)
+        stack.until_running()
+        stack.frontend.send(signal.SIGTERM)
+        stack.frontend.until_event("draining")
+        until("it takes no job any more", lambda: stack.get("/healthz")[0] == 503)
+        refusal = other.begin().refusal()
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "FRONTEND_DRAINING")
     content = content_of(call.image())
     assert content.prompt_digest == prompt_digest("the last one")
@@ -58,10 +60,11 @@ def test_a_call_that_outlasts_the_drain_is_told_why(stack: Stack) -> None:
     stack.frontend.settings["drain_s"] = 0.3
     stack.start_frontend()
     stack.until_state("worker-1", "ready")
-    call = stack.client().begin(steps=20)
-    stack.until_running()
-    stack.frontend.send(signal.SIGTERM)
-    refusal = call.refusal()
+    with stack.held():
+        call = stack.client().begin(steps=20)
+        stack.until_running()
+        stack.frontend.send(signal.SIGTERM)
+        refusal = call.refusal()
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "FRONTEND_DRAINING")
     assert stack.frontend.ends() == 0
     del stack.frontend.settings["drain_s"]
@@ -70,12 +73,13 @@ def test_a_call_that_outlasts_the_drain_is_told_why(stack: Stack) -> None:
 
 def test_a_second_signal_ends_a_draining_frontend_at_once(stack: Stack) -> None:
     stack.until_state("worker-1", "ready")
-    call = stack.client().begin()
-    stack.until_running()
-    stack.frontend.send(signal.SIGTERM)
-    stack.frontend.until_event("draining")
-    stack.frontend.send(signal.SIGTERM)
-    assert stack.frontend.ends(limit_s=SLACK_S) == -signal.SIGTERM
-    assert call.refusal(limit_s=SLACK_S).code is grpc.StatusCode.UNAVAILABLE
+    with stack.held():
+        call = stack.client().begin()
+        stack.until_running()
+        stack.frontend.send(signal.SIGTERM)
+        stack.frontend.until_event("draining")
+        stack.frontend.send(signal.SIGTERM)
+        assert stack.frontend.ends(limit_s=SLACK_S) == -signal.SIGTERM
+        assert call.refusal(limit_s=SLACK_S).code is grpc.StatusCode.UNAVAILABLE
     stack.start_frontend()
     stack.until_state("worker-1", "ready")

@@ -12,7 +12,7 @@ from gpu_worker.engines.fake import prompt_digest
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with Stack(tmp_path_factory.mktemp("stack")) as running:
-        yield running.start(fake_step_s=0.1)
+        yield running.start()
 
 
 def lost_limit_s(stack: Stack) -> float:
@@ -23,9 +23,10 @@ def lost_limit_s(stack: Stack) -> float:
 def test_a_killed_worker_costs_the_call_and_nothing_else(stack: Stack) -> None:
     stack.until_state("worker-1", "ready")
     worker = stack.workers["worker-1"]
-    call = stack.client().begin()
-    stack.until_running()
-    worker.kill()
+    with stack.held():
+        call = stack.client().begin()
+        stack.until_running()
+        worker.kill()
     until("its engine is gone too", lambda: not processes_of(worker.sessions))
     refusal = call.refusal(limit_s=lost_limit_s(stack))
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "WORKER_LOST")
@@ -52,10 +53,11 @@ def test_the_job_of_a_killed_worker_runs_again_on_another(stack: Stack) -> None:
     stack.until_state("worker-1", "ready")
     stack.start_worker("worker-2")
     stack.until_state("worker-2", "ready")
-    call = stack.client().begin("a harbour", seed=5)
-    busy = stack.until_running()
-    assert busy.worker_id == "worker-1", "the one that was idle for longer"
-    stack.workers["worker-1"].kill()
+    with stack.held():
+        call = stack.client().begin("a harbour", seed=5)
+        busy = stack.until_running()
+        assert busy.worker_id == "worker-1", "the one that was idle for longer"
+        stack.workers["worker-1"].kill()
     content = content_of(call.image())
     assert (content.prompt_digest, content.seed) == (prompt_digest("a harbour"), 5)
     assert content.job_id.hex() == busy.job_id
@@ -69,10 +71,11 @@ def test_what_a_frozen_worker_finishes_too_late_is_nobodys(stack: Stack) -> None
     stack.until_state("worker-2", "ready")
     engines = {name: worker.engine().pid for name, worker in stack.workers.items()}
     completed = stack.metrics().completed
-    call = stack.client().begin("a bridge")
-    busy = stack.until_running()
-    frozen = stack.workers[busy.worker_id]
-    frozen.freeze()
+    with stack.held():
+        call = stack.client().begin("a bridge")
+        busy = stack.until_running()
+        frozen = stack.workers[busy.worker_id]
+        frozen.freeze()
     content = content_of(call.image())
     assert content.prompt_digest == prompt_digest("a bridge")
     stack.until_state(busy.worker_id, "lost")
@@ -87,9 +90,10 @@ def test_a_frozen_worker_alone_gives_unavailable_in_time(stack: Stack) -> None:
     stack.until_state("worker-1", "ready")
     stack.workers["worker-2"].kill()
     stack.until_state("worker-2", "lost")
-    call = stack.client().begin()
-    stack.until_running(worker="worker-1")
-    stack.workers["worker-1"].freeze()
+    with stack.held():
+        call = stack.client().begin()
+        stack.until_running(worker="worker-1")
+        stack.workers["worker-1"].freeze()
     refusal = call.refusal(limit_s=lost_limit_s(stack))
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "WORKER_LOST")
     stack.workers["worker-1"].thaw()
