@@ -22,9 +22,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def test_two_callers_on_two_workers_each_get_their_own_images(stack: Stack) -> None:
     with stack.held():
         first = stack.client(KEYS[0]).begin("both at once")
-        stack.until_running(worker="worker-1")
+        busy = stack.until_running().worker_id
         second = stack.client(KEYS[1]).begin("both at once, too")
-        stack.until_running(worker="worker-2")
+        (other,) = stack.workers.keys() - {busy}
+        stack.until_running(worker=other)
     first_job = content_of(first.image())
     second_job = content_of(second.image())
     lines = stack.broker.events("job dispatched")
