@@ -1,5 +1,6 @@
-"""The admission table: whether a new job is taken, and if not, why and for how long (PROTOCOL.md §6)."""
+"""The admission table: whether a new job is taken, and if not, why and for how long (PROTOCOL.md §9)."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -32,8 +33,8 @@ class Admission:
     timing: Timing
     queue_limit: int
     draining: bool
-    is_young: bool
-    """The broker has just started: workers may be about to report."""
+    unowned: Counter[str]
+    """By API key: what runs without a job, because an earlier broker or frontend was lost."""
 
     def judge(self, submit: Submit, now: float) -> Refusal | None:
         """None if the job is admitted."""
@@ -42,16 +43,17 @@ class Admission:
         return self._judge_key(submit, now) or self._judge_workers(submit, now)
 
     def _judge_key(self, submit: Submit, now: float) -> Refusal | None:
-        active = self.jobs.active_of(submit.claim.key_fingerprint)
-        if len(active) < submit.key_job_limit:
+        jobs = self.jobs.active_of(submit.claim.key_fingerprint)
+        active = len(jobs) + self.unowned[submit.claim.key_fingerprint]
+        if active < submit.key_job_limit:
             return None
-        detail = f"{len(active)} active, {submit.key_job_limit} allowed"
-        return Refusal(RefusalReason.CLIENT_BUSY, detail, self._clamped(min(self._waits(active, now))))
+        detail = f"{active} active, {submit.key_job_limit} allowed"
+        wait_s = min(self._waits(jobs, now), default=self.timing.heartbeat_interval_s)
+        return Refusal(RefusalReason.CLIENT_BUSY, detail, self._clamped(wait_s))
 
     def _judge_workers(self, submit: Submit, now: float) -> Refusal | None:
         if not len(self.workers):
-            retry_s = self.timing.heartbeat_interval_s if self.is_young else None
-            return Refusal(RefusalReason.NO_WORKERS, "", retry_s)
+            return Refusal(RefusalReason.NO_WORKERS, "", None)
         serving = [worker for worker in self.workers if worker.is_serving(now, self.timing.probe_after_s)]
         if not serving:
             return Refusal(

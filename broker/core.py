@@ -48,10 +48,12 @@ class Broker:
         self._frontend_side = FrontendSide(self.state, self._job_life)
         self._next_round_at: float | None = None
         self._told_ready = 0
+        self._is_rebuilt = timing.rebuild_s == 0
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at the instant `now` (seconds of a monotonic clock) and say what is to be done."""
         self.state.advance(now)
+        self._pardon_silence(now)
         match event:
             case FromWorker(route=route, message=message):
                 self._worker_side.receive(route, message, now)
@@ -81,19 +83,34 @@ class Broker:
 
     def check_invariants(self) -> None:
         """Raise AssertionError if the tables contradict each other."""
-        check_tables(self.state.workers, self.state.jobs, self.state.frontends)
+        check_tables(self.state)
+
+    def _pardon_silence(self, now: float) -> None:
+        """While the broker itself stood still it could hear nobody: that is no peer's silence."""
+        due_at = self._next_round_at
+        if due_at is not None and now - due_at > self.state.timing.probe_interval_s:
+            self.state.note("broker stood still", "warning", for_s=round(now - due_at, 3))
+            self.state.pardon(now - due_at)
 
     def _make_round(self, now: float) -> None:
         """Look after everybody. Rounds are `probe_interval_s` apart: nothing here is more punctual."""
         self._next_round_at = None
         self._worker_side.watch(now)
         self._frontend_side.watch(now)
+        self._end_rebuild(now)
         for job in list(self.state.jobs):
             self._job_life.watch(job, now)
 
+    def _end_rebuild(self, now: float) -> None:
+        if self._is_rebuilt or self.state.is_rebuilding:
+            return
+        self._is_rebuilt = True
+        self.state.note("rebuilt", workers=len(self.state.workers), jobs=len(self.state.jobs))
+        self._frontend_side.judge_pending(now)
+
     def _arm(self, now: float) -> None:
         state = self.state
-        watching = len(state.workers) + len(state.workers.lost) + len(state.jobs) + len(state.frontends) > 0
+        watching = any((state.workers, state.workers.lost, state.jobs, state.frontends))
         if not watching:
             self._next_round_at = None
         elif self._next_round_at is None:

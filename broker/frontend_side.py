@@ -2,15 +2,14 @@
 
 from typing import assert_never
 
-from broker.admission import Admission, Refusal
-from broker.frontends import Frontend
+from broker.frontends import MAX_FRONTENDS, Frontend
 from broker.job_life import JobLife
 from broker.snapshot import snapshot
 from broker.state import BrokerState
+from broker.submissions import Submissions
+from proto.failures import RefusalReason
 from proto.messages import (
     FrontendReport,
-    JobState,
-    JobStatus,
     Leave,
     Refuse,
     SnapshotRequest,
@@ -23,6 +22,7 @@ class FrontendSide:
     def __init__(self, state: BrokerState, job_life: JobLife) -> None:
         self._state = state
         self._job_life = job_life
+        self._submissions = Submissions(state, job_life)
 
     def receive(self, route: bytes, message: ToBrokerFromFrontend, now: float) -> None:
         match message:
@@ -50,75 +50,49 @@ class FrontendSide:
                 frontend = self._state.frontends.get(incarnation)
                 if frontend is not None:
                     self._state.note("frontend left", frontend_id=frontend.frontend_id)
-                    self._remove(frontend)
+                    self._remove(frontend, now)
             case _:
                 assert_never(message)
 
     def _frontend_reported(self, route: bytes, report: FrontendReport, now: float) -> None:
         frontend = self._heard_frontend(route, report, now)
-        if report.seq <= frontend.report_seq:
+        if frontend is None or report.seq <= frontend.report_seq:
             return
         frontend.report_seq = report.seq
         listed = {entry.job_id for entry in report.jobs}
-        for job in self._state.jobs.owned_by(report.incarnation):
-            if job.submit_seq > report.seq:
+        for job, waiter_id, waiter in self._state.jobs.waited_for_by(report.incarnation):
+            if waiter.submit_seq > report.seq:
                 continue
-            if job.job_id in listed:
+            if waiter_id in listed:
                 self._job_life.deliver_again_if_due(job, now)
             else:
-                self._job_life.end(job)
-        self._state.send_statuses(frontend, *(self._status(entry.job_id) for entry in report.jobs))
+                self._job_life.leave(job, waiter_id)
+        self._submissions.reported(frontend, listed)
+        statuses = [self._submissions.status(entry.job_id) for entry in report.jobs]
+        self._state.send_statuses(frontend, *statuses)
 
-    def _heard_frontend(self, route: bytes, message: FrontendReport | Submit, now: float) -> Frontend:
-        if self._state.frontends.get(message.incarnation) is None:
+    def _heard_frontend(self, route: bytes, message: FrontendReport | Submit, now: float) -> Frontend | None:
+        """None for one too many."""
+        frontends = self._state.frontends
+        if frontends.get(message.incarnation) is None:
+            if len(frontends) >= MAX_FRONTENDS:
+                self._state.shed("frontends")
+                refuse = Refuse(
+                    reason=RefusalReason.BROKER_FULL, detail=f"{MAX_FRONTENDS} frontends are known already"
+                )
+                self._state.send_frontend(route, refuse)
+                return None
             self._state.note("frontend registered", frontend_id=message.frontend_id)
-        return self._state.frontends.heard(message.frontend_id, message.incarnation, route, message.seq, now)
-
-    def _status(self, job_id: bytes) -> JobStatus:
-        job = self._state.jobs.get(job_id)
-        return JobStatus(job_id=job_id, state=JobState.UNKNOWN) if job is None else job.status()
+        return frontends.heard(message.frontend_id, message.incarnation, route, message.seq, now)
 
     def _submitted(self, route: bytes, submit: Submit, now: float) -> None:
         frontend = self._heard_frontend(route, submit, now)
-        if submit.seq <= frontend.report_seq:
-            return  # Overtaken by a report; whether the job is still wanted will be said again.
-        job = self._state.jobs.get(submit.claim.job_id)
-        if job is None:
-            refusal = None if submit.accepted else self._admission().judge(submit, now)
-            if refusal is not None:
-                self._refuse(frontend, submit, refusal)
-                return
-            job = self._job_life.admit(submit, now)
-        else:
-            job.owner, job.submit_seq = submit.incarnation, submit.seq
-            job.deadline = now + submit.claim.remaining_ms / 1000
-        before = job.state
-        self._job_life.dispatch(now)
-        if job.state is before:
-            self._job_life.tell_owner(job)  # Otherwise the dispatch has told it.
+        if frontend is not None and submit.seq > frontend.report_seq:
+            self._submissions.take(frontend, submit, now)
+        # Otherwise a report has overtaken it; whether the job is still wanted will be said again.
 
-    def _admission(self) -> Admission:
-        return Admission(
-            workers=self._state.workers,
-            jobs=self._state.jobs,
-            run_times=self._state.run_times,
-            timing=self._state.timing,
-            queue_limit=self._state.queue_limit,
-            draining=self._state.draining,
-            is_young=self._state.is_young,
-        )
-
-    def _refuse(self, frontend: Frontend, submit: Submit, refusal: Refusal) -> None:
-        self._state.counters.rejected[refusal.reason] += 1
-        self._state.note("job refused", job_id=submit.claim.job_id, reason=refusal.reason.value)
-        retry_after_ms = None if refusal.retry_after_s is None else round(refusal.retry_after_s * 1000)
-        refuse = Refuse(
-            reason=refusal.reason,
-            detail=refusal.detail,
-            job_id=submit.claim.job_id,
-            retry_after_ms=retry_after_ms,
-        )
-        self._state.send_frontend(frontend.route, refuse)
+    def judge_pending(self, now: float) -> None:
+        self._submissions.judge_pending(now)
 
     def watch(self, now: float) -> None:
         for frontend in list(self._state.frontends):
@@ -138,12 +112,13 @@ class FrontendSide:
         if is_gone or silent_s >= timing.peer_lost_s:
             reason = "its connection is gone" if is_gone else f"silent for {silent_s:.1f} s"
             self._state.note("frontend lost", "warning", frontend_id=frontend.frontend_id, reason=reason)
-            self._remove(frontend)
+            self._remove(frontend, now)
         elif silent_s >= timing.probe_after_s:
             self._state.send_statuses(frontend)
 
-    def _remove(self, frontend: Frontend) -> None:
+    def _remove(self, frontend: Frontend, now: float) -> None:
         """Its RPCs have nobody to answer them any more."""
+        self._submissions.forget(frontend)
+        for job, waiter_id, _ in self._state.jobs.waited_for_by(frontend.incarnation):
+            self._job_life.orphan(job, waiter_id, now)
         self._state.frontends.remove(frontend)
-        for job in self._state.jobs.owned_by(frontend.incarnation):
-            self._job_life.end(job)

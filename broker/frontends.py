@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+MAX_FRONTENDS: Final = 1000
+"""Known at once."""
 MAX_LEFT: Final = 1024
 """Incarnations that have left and are remembered, the latest ones."""
 

@@ -1,26 +1,48 @@
 """What must hold between the broker's tables after every event, whatever the peers did."""
 
-from broker.frontends import FrontendTable
-from broker.jobs import MAX_ATTEMPTS, Dispatched, JobTable
-from broker.workers import Offered, Running, Worker, WorkerTable
+from broker.jobs import MAX_ATTEMPTS, MAX_JOBS, Dispatched, Job
+from broker.state import BrokerState
+from broker.workers import Offered, Running, Worker
 
 
-def check_tables(workers: WorkerTable, jobs: JobTable, frontends: FrontendTable) -> None:
+def check_tables(state: BrokerState) -> None:
     """Raises AssertionError, naming what does not hold."""
-    _check_jobs(jobs, frontends)
-    _check_workers(workers, jobs)
+    _check_jobs(state)
+    _check_workers(state)
+    assert (
+        state.is_rebuilding or not state.pending or state.age_s < _LATEST_JUDGEMENT * state.timing.rebuild_s
+    ), "jobs that are never judged"
 
 
-def _check_jobs(jobs: JobTable, frontends: FrontendTable) -> None:
+_LATEST_JUDGEMENT = 2
+
+
+def _check_jobs(state: BrokerState) -> None:
+    jobs = state.jobs
     current = [job.current_execution for job in jobs if job.current_execution is not None]
     assert len(current) == len(set(current)), "one execution for two jobs"
+    assert len(jobs) + len(state.pending) <= MAX_JOBS, "more jobs than allowed"
+    waiters = {waiter_id: job for job in jobs for waiter_id in job.waiters}
+    assert waiters == jobs.by_waiter, "the two ways to find a job disagree"
     for job in jobs:
         assert job.attempts >= 0, "fewer than no attempts"
-        assert job.attempts <= MAX_ATTEMPTS or not job.is_active, f"{job.attempts} attempts"
-        assert job.owner in frontends.known, "a job without a frontend"
+        assert job.attempts <= MAX_ATTEMPTS or not job.is_active or state.is_rebuilding, (
+            f"{job.attempts} attempts"
+        )
+        _check_waiters(job, state)
 
 
-def _check_workers(workers: WorkerTable, jobs: JobTable) -> None:
+def _check_waiters(job: Job, state: BrokerState) -> None:
+    for waiter in job.waiters.values():
+        assert waiter.frontend in state.frontends.known, "a waiter without a frontend"
+    if not job.waiters:
+        assert job.is_active, "an ended job that nobody waits for"
+        assert job.claim.idempotency_hash is not None, "a job that nobody waits for, or can ask for"
+        assert job.claim.detach or job.orphaned_at is not None, "a job that nobody waits for"
+
+
+def _check_workers(state: BrokerState) -> None:
+    workers, jobs = state.workers, state.jobs
     busy = [worker.slot.execution_id for worker in workers if isinstance(worker.slot, Offered | Running)]
     assert len(busy) == len(set(busy)), "one execution on two workers"
     assert not set(workers.registered) & set(workers.lost), "a worker both registered and lost"

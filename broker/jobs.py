@@ -1,13 +1,16 @@
-"""The jobs that the broker knows of, and the state of each.
+"""The jobs that the broker knows of, the state of each, and who waits for it.
 
-    (SUBMIT) --> Queued <--> Dispatched --> Delivering --> (left out of its frontend's report)
-                    \\______________\\_____> Failed ______/
+    (SUBMIT) --> Queued --> Dispatched --> Delivering --> (nobody waits for it any more)
+                              |    ^  \\_> Failed ______/
+                              v    |
+                             Returned
 
-Any state ends when the frontend leaves the job out of a report, is lost, or the deadline has passed.
+A job ends in any state when nobody waits for it any more, or with its deadline. One that is detached, or
+whose frontend was lost a short time ago, goes on without waiters.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from proto.messages import (
@@ -22,6 +25,10 @@ from proto.messages import (
 
 MAX_ATTEMPTS: Final = 3
 """Executions that one job may begin."""
+MAX_JOBS: Final = 16_384
+"""Known at once, whoever waits for them."""
+MAX_CRASHES: Final = 2
+"""Engine processes that one job may cost; then it is poison."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +40,10 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """An attempt failed; it goes before all `Queued` ones, and waits no longer than `give_up_at`."""
+    """An attempt failed, or an earlier broker had accepted it.
+
+    It goes before all `Queued` ones, and waits no longer than `give_up_at`.
+    """
 
     since: float
     give_up_at: float
@@ -51,16 +61,18 @@ class Dispatched:
 
 @dataclass(frozen=True, slots=True)
 class Delivering:
-    """Its image was passed on; the worker holds it until the frontend stops listing the job."""
+    """Its image was passed on, or asked for; the worker holds it until nobody waits for it any more."""
 
     worker_id: str
     execution_id: bytes
     passed_on_at: float
+    repeats: int = 0
+    """How often it was passed on in vain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Its failure was passed on to its frontend, and is kept here to be said again."""
+    """Its failure was passed on to its frontends, and is kept here to be said again."""
 
     outcome: Outcome
     passed_on_at: float
@@ -69,19 +81,29 @@ class Failed:
 State = Queued | Returned | Dispatched | Delivering | Failed
 
 
+@dataclass(slots=True)
+class Waiter:
+    """An RPC that waits for a job. It is known by the `job_id` of its own SUBMIT."""
+
+    frontend: bytes
+    """Its frontend's incarnation."""
+    submit_seq: int
+
+
 @dataclass(slots=True, kw_only=True)
 class Job:
     claim: JobClaim
-    """As it came; `attempts` and `crashes` below go on from there."""
+    """As its first SUBMIT had it; later ones may detach it. `attempts` and `crashes` below go on from it."""
     parameters: ImageParameters
     prompt: Body
-    owner: bytes
-    """The incarnation of the frontend that waits for it."""
-    submit_seq: int
     deadline: float
-    attempts: int
-    crashes: int
+    """The latest of all who have waited for it."""
     state: State
+    attempts: int = 0
+    crashes: int = 0
+    waiters: dict[bytes, Waiter] = field(default_factory=dict)
+    orphaned_at: float | None = None
+    """When its last waiter was lost with its frontend; None while there is one."""
     is_counted: bool = False
     """Among the completed."""
     last_worker_id: str | None = None
@@ -91,6 +113,7 @@ class Job:
 
     @property
     def job_id(self) -> bytes:
+        """Of its first SUBMIT: the one that workers know."""
         return self.claim.job_id
 
     @property
@@ -110,10 +133,22 @@ class Job:
             case _:
                 return None
 
+    def count(self, told: JobClaim | Outcome) -> None:
+        """Take over the counters of somebody who may have seen more of the job."""
+        self.attempts = max(self.attempts, min(told.attempts, MAX_ATTEMPTS))
+        self.crashes = max(self.crashes, min(told.crashes, MAX_CRASHES))
+
+    def pardon(self, absence_s: float, now: float) -> None:
+        """The broker stood still for so long: what it did not do in that time is not held against the job."""
+        if isinstance(self.state, Returned):
+            self.state = replace(self.state, give_up_at=self.state.give_up_at + absence_s)
+        if self.orphaned_at is not None:
+            self.orphaned_at = min(self.orphaned_at + absence_s, now)
+
     def remaining_ms(self, now: float) -> int:
         return max(0, round((self.deadline - now) * 1000))
 
-    def status(self) -> JobStatus:
+    def status(self, waiter_id: bytes) -> JobStatus:
         match self.state:
             case Queued() | Returned():
                 state, execution_id = JobState.QUEUED, None
@@ -124,7 +159,7 @@ class Job:
             case Failed(outcome=outcome):
                 state, execution_id = JobState.ENDED, outcome.execution_id
         return JobStatus(
-            job_id=self.job_id,
+            job_id=waiter_id,
             state=state,
             execution_id=execution_id,
             attempts=self.attempts,
@@ -132,11 +167,31 @@ class Job:
         )
 
 
+def is_same_image(one: JobClaim, other: JobClaim) -> bool:
+    """Whether both ask for the same image on behalf of the same API key."""
+    return one.key_fingerprint == other.key_fingerprint and one.parameters_digest == other.parameters_digest
+
+
+def is_same_key(one: JobClaim, other: JobClaim) -> bool:
+    """Whether both carry the same idempotency key of the same API key."""
+    return (
+        one.idempotency_hash is not None
+        and one.idempotency_hash == other.idempotency_hash
+        and one.key_fingerprint == other.key_fingerprint
+    )
+
+
+def is_same_call(one: JobClaim, other: JobClaim) -> bool:
+    """Whether an execution of the one answers the other: the same job, or a repeat of it."""
+    return is_same_image(one, other) and (one.job_id == other.job_id or is_same_key(one, other))
+
+
 @dataclass(slots=True)
 class JobTable:
-    """By `job_id`, in the order of their admission."""
+    """By primary `job_id`, in the order of their admission; and by the `job_id` of each waiter."""
 
     jobs: dict[bytes, Job] = field(default_factory=dict)
+    by_waiter: dict[bytes, Job] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Job]:
         return iter(self.jobs.values())
@@ -147,14 +202,42 @@ class JobTable:
     def get(self, job_id: bytes) -> Job | None:
         return self.jobs.get(job_id)
 
+    def of_waiter(self, waiter_id: bytes) -> Job | None:
+        return self.by_waiter.get(waiter_id)
+
     def add(self, job: Job) -> None:
         self.jobs[job.job_id] = job
 
     def remove(self, job: Job) -> None:
+        for waiter_id in job.waiters:
+            del self.by_waiter[waiter_id]
+        job.waiters.clear()
         del self.jobs[job.job_id]
 
-    def owned_by(self, owner: bytes) -> list[Job]:
-        return [job for job in self if job.owner == owner]
+    def attach(self, job: Job, waiter_id: bytes, waiter: Waiter) -> None:
+        job.waiters[waiter_id] = waiter
+        self.by_waiter[waiter_id] = job
+        job.orphaned_at = None
+
+    def detach(self, job: Job, waiter_id: bytes) -> None:
+        del job.waiters[waiter_id]
+        del self.by_waiter[waiter_id]
+
+    def waited_for_by(self, frontend: bytes) -> list[tuple[Job, bytes, Waiter]]:
+        """The jobs that a frontend waits for; one that has several of its calls comes several times."""
+        return [
+            (job, waiter_id, waiter)
+            for waiter_id, job in self.by_waiter.items()
+            if (waiter := job.waiters[waiter_id]).frontend == frontend
+        ]
+
+    def with_key_of(self, claim: JobClaim) -> Job | None:
+        """The job that a repeat with this idempotency key joins. One that failed is joined by nobody."""
+        if claim.idempotency_hash is None:
+            return None
+        return next(
+            (job for job in self if is_same_key(job.claim, claim) and not isinstance(job.state, Failed)), None
+        )
 
     def active_of(self, key_fingerprint: str) -> list[Job]:
         return [job for job in self if job.is_active and job.claim.key_fingerprint == key_fingerprint]
@@ -163,20 +246,18 @@ class JobTable:
         """Those whose current attempt is there."""
         return [job for job in self if isinstance(job.state, Dispatched) and job.state.worker_id == worker_id]
 
+    def returned(self) -> list[Job]:
+        return [job for job in self if isinstance(job.state, Returned)]
+
     def waiting(self) -> list[Job]:
         """In the order in which they go to workers: the returned ones first."""
-        returned = [job for job in self if isinstance(job.state, Returned)]
-        queued = [job for job in self if isinstance(job.state, Queued)]
-        return returned + queued
+        return self.returned() + [job for job in self if isinstance(job.state, Queued)]
 
-    def wants(self, job_id: bytes, execution_id: bytes) -> bool:
-        """Whether this execution is the current one of a job that somebody waits for."""
-        job = self.jobs.get(job_id)
-        return job is not None and job.current_execution == execution_id
+    def wanting(self, execution_id: bytes) -> Job | None:
+        """The job whose current execution this is."""
+        return next((job for job in self if job.current_execution == execution_id), None)
 
-    def dispatched_as(self, job_id: bytes, execution_id: bytes) -> Job | None:
-        """The job, if this execution is its current one and its outcome has not come yet."""
-        job = self.jobs.get(job_id)
-        if job is None or not isinstance(job.state, Dispatched) or job.state.execution_id != execution_id:
-            return None
-        return job
+    def answered_by(self, claim: JobClaim) -> Job | None:
+        """The job that an execution with this claim would answer, if it were the current one."""
+        job = self.jobs.get(claim.job_id) or self.with_key_of(claim)
+        return job if job is not None and is_same_call(job.claim, claim) else None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 from typing import Final, assert_never
 
 import structlog
@@ -41,6 +42,7 @@ from proto.messages import (
     Message,
     Outcome,
     Refuse,
+    Snapshot,
     SnapshotRequest,
     Submit,
     WorkerReport,
@@ -149,6 +151,8 @@ class Router:
                     self._mailbox.tell(WorkerUnreachable(route=route))
                 self._count(result, message)
             case SendToFrontend(route=route, message=message):
+                if isinstance(message, Snapshot):
+                    message = dataclasses.replace(message, shed={**message.shed, **self._shed()})
                 result = self._frontends.send([route, *encode(message)])
                 if result is SendResult.UNREACHABLE:
                     self._mailbox.tell(FrontendUnreachable(route=route))
@@ -157,6 +161,11 @@ class Router:
                 write_note(action)
             case _:
                 assert_never(action)
+
+    def _shed(self) -> dict[str, int]:
+        """What never reached the core, or did not get away."""
+        counts = {f"{role}_violations": log.total for role, log in self._violations.items()}
+        return {kind: n for kind, n in {**counts, "unsent_messages": self._dropped}.items() if n}
 
     def _count(self, result: SendResult, message: Message) -> None:
         if result is not SendResult.SENT:

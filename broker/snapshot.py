@@ -22,8 +22,8 @@ class Counters:
     failed: int = 0
     cancelled: int = 0
     rejected: Counter[RefusalReason] = field(default_factory=Counter)
-    dropped_outcomes: int = 0
-    """Of executions that nobody waits for any more."""
+    shed: Counter[str] = field(default_factory=Counter)
+    """What was dropped to keep a bound or a fence, by kind."""
 
 
 def snapshot(
@@ -45,6 +45,7 @@ def snapshot(
         failed=counters.failed,
         cancelled=counters.cancelled,
         rejected=dict(counters.rejected),
+        shed=dict(counters.shed),
         workers=(
             *(_row(worker, worker.state_name(), now) for worker in workers),
             *(_row(lost, "lost", now) for lost in workers.lost.values()),

@@ -9,10 +9,17 @@ from broker.frontends import Frontend, FrontendTable
 from broker.jobs import JobTable
 from broker.snapshot import Counters
 from broker.views import ViewMaker
+from broker.wishes import Wishes, WishMaker
 from broker.workers import Worker, WorkerTable
-from proto.messages import JobStatus, ToFrontend, ToWorker
+from proto.messages import JobStatus, RunningExecution, Submit, ToFrontend, ToWorker
 from proto.notes import Note, NoteLevel
 from proto.timing import Timing
+
+
+@dataclass(frozen=True, slots=True)
+class PendingSubmit:
+    submit: Submit
+    arrived_at: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,12 +37,15 @@ class BrokerState:
     frontends: FrontendTable = field(default_factory=FrontendTable)
     run_times: RunTimes = field(default_factory=RunTimes)
     counters: Counters = field(default_factory=Counters)
+    pending: dict[bytes, PendingSubmit] = field(default_factory=dict)
+    """By `job_id`: new jobs that came in the rebuild window, in the order of their arrival."""
     draining: bool = False
     now: float = 0.0
     """Of the event that is handled."""
     started_at: float | None = None
     """Of the first event."""
     views: ViewMaker = field(init=False)
+    _wish_maker: WishMaker = field(init=False)
     outbox: list[Action] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -44,6 +54,7 @@ class BrokerState:
             epoch=self.epoch,
             heartbeat_interval_s=self.timing.heartbeat_interval_s,
         )
+        self._wish_maker = WishMaker(workers=self.workers, jobs=self.jobs)
 
     def advance(self, now: float) -> None:
         """An event has come."""
@@ -51,11 +62,37 @@ class BrokerState:
         if self.started_at is None:
             self.started_at = now
 
+    def pardon(self, absence_s: float) -> None:
+        """Time in which the broker could hear nobody counts for nobody."""
+        for peer in (*self.workers, *self.frontends):
+            peer.heard_at = min(peer.heard_at + absence_s, self.now)
+            if peer.unreachable_since is not None:
+                peer.unreachable_since = min(peer.unreachable_since + absence_s, self.now)
+        for job in self.jobs:
+            job.pardon(absence_s, self.now)
+        if self.started_at is not None and self.is_rebuilding_at(self.now - absence_s):
+            self.started_at += absence_s
+
     @property
-    def is_young(self) -> bool:
-        """So short a time after the start that workers of an earlier broker may not have found this one."""
-        age_s = 0.0 if self.started_at is None else self.now - self.started_at
-        return age_s < self.timing.broker_silent_s + self.timing.heartbeat_interval_s
+    def age_s(self) -> float:
+        return 0.0 if self.started_at is None else self.now - self.started_at
+
+    @property
+    def is_rebuilding(self) -> bool:
+        """So short a time after the start that peers of an earlier broker may not have found this one."""
+        return self.is_rebuilding_at(self.now)
+
+    def is_rebuilding_at(self, now: float) -> bool:
+        return self.started_at is None or now - self.started_at < self.timing.rebuild_s
+
+    @property
+    def rebuilt_at(self) -> float:
+        """The end of the rebuild window."""
+        return (self.now if self.started_at is None else self.started_at) + self.timing.rebuild_s
+
+    def shed(self, kind: str) -> None:
+        """Something was dropped to keep a bound or a fence."""
+        self.counters.shed[kind] += 1
 
     def ready_workers(self) -> int:
         """Those with a loaded model, idle or busy, that can be heard."""
@@ -68,7 +105,35 @@ class BrokerState:
         self.outbox.append(SendToFrontend(route=route, message=message))
 
     def send_worker_view(self, worker: Worker) -> None:
-        self.send_worker(worker.route, self.views.for_worker(worker, self.jobs))
+        self.send_worker(worker.route, self.views.for_worker(worker, self.wishes(worker)))
+
+    def ask_for_image(self, worker: Worker, execution_id: bytes) -> None:
+        """It is held there, and has to be passed on again, or to one who came later."""
+        self.send_worker(worker.route, self.views.for_worker(worker, Wishes(resend=(execution_id,))))
+
+    def wishes(self, worker: Worker) -> Wishes:
+        return self._wish_maker.wishes(
+            worker,
+            is_rebuilding=self.is_rebuilding,
+            may_be_orphans=self.age_s < self.timing.orphan_grace_s,
+        )
+
+    def own(self, execution_id: bytes) -> None:
+        """This broker has begun or adopted it: it goes on for a job that is known here, or not at all."""
+        self._wish_maker.own(execution_id)
+
+    def runs_unowned(self, worker: Worker) -> bool:
+        """Whether it runs something that no known job wants, and that goes on all the same."""
+        running = worker.running
+        return (
+            running is not None
+            and self.jobs.wanting(running.execution_id) is None
+            and not self.wishes(worker).cancel
+        )
+
+    def may_be_joined(self, running: RunningExecution) -> bool:
+        """Whether a repeat may take over what it has not begun itself: an execution that goes on anyway."""
+        return self._wish_maker.may_be_joined(running)
 
     def send_statuses(self, frontend: Frontend, *statuses: JobStatus) -> None:
         view = self.views.for_frontend(frontend, statuses, self.ready_workers(), self.draining)

@@ -1,12 +1,17 @@
 """What workers say, and what it means for them and their jobs."""
 
-from typing import assert_never
+import dataclasses
+from typing import Final, assert_never
 
 from broker.job_life import JobLife
+from broker.jobs import Dispatched, Job
 from broker.state import BrokerState
-from broker.workers import Idle, Offered, Running, Slot, Unclear, Worker
+from broker.workers import MAX_WORKERS, Idle, Offered, Running, Slot, Unclear, Worker
 from proto.failures import ENGINE_DEATHS, RETRYABLE_FAILURES, FailureCode, RefusalReason
 from proto.messages import JobFailed, Leave, Outcome, Refuse, ToBrokerFromWorker, WorkerReport
+
+_STOPPED_IN_VAIN: Final = JobFailed(code=FailureCode.WORKER_LOST, detail="stopped for another call")
+STOPPED: Final = frozenset({FailureCode.CANCELLED, FailureCode.DEADLINE_EXCEEDED})
 
 
 class WorkerSide:
@@ -36,6 +41,11 @@ class WorkerSide:
             self._state.send_worker(route, Refuse(reason=RefusalReason.SUPERSEDED, detail=detail))
             return
         worker = self._state.workers.of_incarnation(report.worker_id, report.incarnation)
+        if worker is None and self._is_full(report):
+            self._state.shed("workers")
+            detail = f"{MAX_WORKERS} workers are registered already"
+            self._state.send_worker(route, Refuse(reason=RefusalReason.BROKER_FULL, detail=detail))
+            return
         if worker is None:
             worker = self._register(route, report, now)
         elif report.seq <= worker.seq:
@@ -45,7 +55,13 @@ class WorkerSide:
         before = worker.slot
         worker.slot = self._slot_after_report(worker, now)
         self._take_back_missing(worker, before, now)
+        self._job_life.adopt(worker, now)
+        self._job_life.renew_claim(worker, now)
         self._state.send_worker_view(worker)
+
+    def _is_full(self, report: WorkerReport) -> bool:
+        workers = self._state.workers
+        return len(workers) >= MAX_WORKERS and report.worker_id not in workers.registered
 
     def _is_elder(self, report: WorkerReport, now: float) -> bool:
         """Whether a younger process has the name: the elder was replaced, however late it speaks."""
@@ -85,8 +101,8 @@ class WorkerSide:
         """The report knows nothing of the START: it may have crossed it on its way, or the START was lost."""
         if now - offered.sent_at < self._state.timing.repeat_after_s:
             return offered
-        job = self._state.jobs.dispatched_as(offered.job_id, offered.execution_id)
-        if job is None:
+        job = self._state.jobs.wanting(offered.execution_id)
+        if job is None or not isinstance(job.state, Dispatched):
             return Idle(now)
         self._job_life.send_start(worker, job, offered.execution_id, now)
         return Offered(offered.job_id, offered.execution_id, now)
@@ -100,7 +116,7 @@ class WorkerSide:
             if execution_id is None or in_slot or worker.holds(execution_id):
                 continue
             if isinstance(before, Offered) and before.execution_id == execution_id:
-                self._job_life.take_back(job.job_id, execution_id, now)
+                self._job_life.take_back(execution_id, now)
             else:
                 failure = JobFailed(code=FailureCode.WORKER_LOST, detail="the worker lost the outcome")
                 self._job_life.put_back(job, failure, now)
@@ -115,7 +131,7 @@ class WorkerSide:
                     worker_id=worker.worker_id,
                     reason=refuse.reason.value,
                 )
-                self._job_life.take_back(worker.slot.job_id, worker.slot.execution_id, now)
+                self._job_life.take_back(worker.slot.execution_id, now)
                 worker.slot = Unclear()
                 return
 
@@ -124,16 +140,16 @@ class WorkerSide:
         if worker is not None and outcome.seq > worker.seq:
             worker.route, worker.seq = route, outcome.seq
             worker.heard_at, worker.unreachable_since = now, None
-            slot, ended = worker.slot, (outcome.job_id, outcome.execution_id)
-            if isinstance(slot, Offered | Running) and (slot.job_id, slot.execution_id) == ended:
+            slot = worker.slot
+            if isinstance(slot, Offered | Running) and slot.execution_id == outcome.execution_id:
                 engine_gone = outcome.failure is not None and outcome.failure.code in ENGINE_DEATHS
                 worker.slot = Unclear() if engine_gone else Idle(now)
-        job = self._state.jobs.get(outcome.job_id)
-        if job is None or job.current_execution != outcome.execution_id:
-            self._state.counters.dropped_outcomes += 1
+        job = self._state.jobs.wanting(outcome.execution_id)
+        if job is None:
+            self._state.shed("fenced_outcomes")
             self._state.note("outcome dropped", job_id=outcome.job_id, execution_id=outcome.execution_id)
             return
-        job.attempts, job.crashes = max(job.attempts, outcome.attempts), max(job.crashes, outcome.crashes)
+        job.count(outcome)
         if outcome.failure is None:
             self._job_life.deliver(job, outcome, now)
         elif outcome.failure.code in RETRYABLE_FAILURES:
@@ -146,8 +162,23 @@ class WorkerSide:
                 detail=outcome.failure.detail,
             )
             self._job_life.put_back(job, outcome.failure, now)
+        elif self._was_stopped_in_vain(job, outcome.failure):
+            self._job_life.put_back(job, job.last_failure or _STOPPED_IN_VAIN, now)
         else:
-            self._job_life.fail(job, outcome, now)
+            self._job_life.fail(job, self._without_cancel(outcome), now)
+
+    @staticmethod
+    def _without_cancel(outcome: Outcome) -> Outcome:
+        """Nobody who waits has cancelled it: what was stopped for others has used up the time of those."""
+        if outcome.failure is None or outcome.failure.code is not FailureCode.CANCELLED:
+            return outcome
+        over = JobFailed(code=FailureCode.DEADLINE_EXCEEDED, detail=outcome.failure.detail)
+        return dataclasses.replace(outcome, failure=over)
+
+    def _was_stopped_in_vain(self, job: Job, failure: JobFailed) -> bool:
+        """It was stopped for one call, and another has joined since."""
+        time_left_s = job.deadline - self._state.now
+        return failure.code in STOPPED and time_left_s > self._state.timing.heartbeat_interval_s
 
     def _worker_left(self, leave: Leave, now: float) -> None:
         worker = self._state.workers.by_incarnation(leave.incarnation)

@@ -2,10 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final, assert_never
 
-from proto.messages import WorkerPhase, WorkerReport
+from proto.messages import RunningExecution, WorkerPhase, WorkerReport
 
-MAX_FENCED = 1024
+MAX_WORKERS: Final = 1000
+"""Registered at once: with all their readings they fit into one snapshot."""
+MAX_LOST: Final = 1000
+"""Lost workers that are shown, the latest ones."""
+MAX_FENCED: Final = 1024
 """Superseded incarnations that are remembered, the latest ones."""
 
 
@@ -62,10 +67,22 @@ class Worker:
     def incarnation(self) -> bytes:
         return self.report.incarnation
 
+    @property
+    def running(self) -> RunningExecution | None:
+        """What it runs, as far as is known: what its last report says, unless the outcome has come since."""
+        running = self.report.running
+        is_in_slot = (
+            running is not None
+            and isinstance(self.slot, Running)
+            and self.slot.execution_id == running.execution_id
+        )
+        return running if is_in_slot else None
+
     def is_serving(self, now: float, probe_after_s: float) -> bool:
         """Its model is loaded, it takes jobs, and it can be heard."""
         return (
             self.report.phase is WorkerPhase.READY
+            and not isinstance(self.slot, Unclear)
             and self.unreachable_since is None
             and now - self.heard_at < probe_after_s
         )
@@ -75,9 +92,17 @@ class Worker:
 
     def state_name(self) -> str:
         """For people: a `WorkerPhase`, or `busy`."""
-        if self.report.phase is WorkerPhase.READY and isinstance(self.slot, Offered | Running):
-            return "busy"
-        return self.report.phase.value
+        if self.report.phase is not WorkerPhase.READY:
+            return self.report.phase.value
+        match self.slot:
+            case Idle():
+                return WorkerPhase.READY.value
+            case Offered() | Running():
+                return "busy"
+            case Unclear():
+                return WorkerPhase.LOADING.value
+            case _:
+                assert_never(self.slot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +146,8 @@ class WorkerTable:
     def lose(self, worker: Worker, now: float) -> None:
         del self.registered[worker.worker_id]
         self.lost[worker.worker_id] = LostWorker(worker.report, worker.heard_at, now)
+        while len(self.lost) > MAX_LOST:
+            del self.lost[next(iter(self.lost))]
 
     def remove(self, worker: Worker) -> None:
         del self.registered[worker.worker_id]

@@ -28,7 +28,7 @@ class ImageDelivered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRefused:
-    """It was never accepted."""
+    """It was never accepted, or this frontend leaves before its end."""
 
     reason: RefusalReason
     detail: str

@@ -20,12 +20,11 @@ from frontend.events import (
 )
 from frontend.job_desk import JobDesk
 from frontend.settings import FrontendSettings
-from frontend.validation import ValidJob
 from proto.actor import Mailbox
 from proto.codec import SLACK_BYTES
 from proto.dealer import BrokerLink
 from proto.identifiers import new_identifier
-from proto.logs import short_id, write_note
+from proto.logs import write_note
 from proto.messages import MAX_IMAGE_BYTES, FrontendView, Message, Outcome, Refuse, Snapshot
 from proto.notes import Note
 from proto.sockets import close_context
@@ -58,6 +57,8 @@ class BrokerClient:
         self._waiting: dict[bytes, asyncio.Future[JobEnd]] = {}
         self._picture: tuple[Snapshot, float] | None = None
         self._picture_wanted: asyncio.Future[None] | None = None
+        self._unexpected_messages = 0
+        """From the broker, of a kind that goes to no frontend."""
         self._told_ready = False
         self._is_closed = False
         self._readiness_timer: asyncio.TimerHandle | None = None
@@ -75,22 +76,17 @@ class BrokerClient:
         self._mailbox.tell(TimerFired())
         self._look_at_readiness()
 
-    async def draw(self, job: ValidJob, key_fingerprint: str, time_remaining_s: float) -> JobEnd:
-        job_id = new_identifier()
-        structlog.contextvars.bind_contextvars(job_id=short_id(job_id))
+    async def draw(self, opened: JobOpened) -> JobEnd:
         if self._log_prompts:
-            log.info("prompt", prompt=job.prompt)
+            log.info("prompt", prompt=opened.job.prompt)
         answer: asyncio.Future[JobEnd] = self._loop.create_future()
-        self._waiting[job_id] = answer
-        opened = JobOpened(
-            job_id=job_id, key_fingerprint=key_fingerprint, job=job, time_remaining_s=time_remaining_s
-        )
+        self._waiting[opened.job_id] = answer
         self._mailbox.tell(opened)
         try:
             return await answer
         finally:
-            if self._waiting.pop(job_id, None) is not None:
-                self._mailbox.tell(WaiterLeft(job_id=job_id))
+            if self._waiting.pop(opened.job_id, None) is not None:
+                self._mailbox.tell(WaiterLeft(job_id=opened.job_id))
 
     async def service_picture(self) -> ServicePicture:
         if self.broker_alive:
@@ -101,7 +97,15 @@ class BrokerClient:
             age_s=self._loop.time() - taken_at,
             broker_alive=self.broker_alive,
             own_refusals=dict(self._desk.refusals),
+            own_shed=self._shed(),
         )
+
+    def _shed(self) -> dict[str, int]:
+        counts = {
+            "frontend_unsent_messages": self._link.dropped if self._link else 0,
+            "frontend_violations": self._unexpected_messages + (self._link.violations if self._link else 0),
+        }
+        return {kind: count for kind, count in counts.items() if count}
 
     async def _ask_for_picture(self) -> None:
         """Until it has come, or for a short time: callers at the same time share one request."""
@@ -136,6 +140,7 @@ class BrokerClient:
             case FrontendView() | Outcome() | Refuse() | Snapshot():
                 self._mailbox.tell(FromBroker(message=message))
             case _:
+                self._unexpected_messages += 1
                 log.warning("message dropped", why="not for a frontend", kind=type(message).__name__)
 
     def _perform(self, action: Action) -> None:

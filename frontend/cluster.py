@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from frontend.actions import JobEnd
-from frontend.validation import ValidJob
+from frontend.events import JobOpened
 from proto.failures import RefusalReason
 from proto.messages import Snapshot
 
@@ -22,6 +22,8 @@ class ServicePicture:
     """A broker has been heard of lately."""
     own_refusals: Mapping[RefusalReason, int] = field(default_factory=dict)
     """What this frontend refused itself since it started; no broker counts these."""
+    own_shed: Mapping[str, int] = field(default_factory=dict)
+    """What this frontend dropped since it started, by kind; likewise."""
 
 
 class Cluster(Protocol):
@@ -38,11 +40,8 @@ class Cluster(Protocol):
     async def start(self) -> None:
         """Connect. Nothing needs to be there yet."""
 
-    async def draw(self, job: ValidJob, key_fingerprint: str, time_remaining_s: float) -> JobEnd:
-        """Have the job done. Cancelling this coroutine cancels the job.
-
-        It binds `job_id` to structlog's context, for the log line of the call.
-        """
+    async def draw(self, opened: JobOpened) -> JobEnd:
+        """Have the job done. Cancelling this coroutine takes a waiter away from it, which may be its end."""
 
     async def service_picture(self) -> ServicePicture:
         """Ask the broker; answers with the last picture if it does not reply soon."""

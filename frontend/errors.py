@@ -15,12 +15,15 @@ from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
 from frontend.actions import JobGivenUp, JobRefused
+from frontend.repeats import IDEMPOTENCY_KEY_METADATA, field_name
 from frontend.validation import FieldViolation
 from proto.failures import FailureCode, RefusalReason
 
 DOMAIN: Final = "imagegen"
 INVALID_REQUEST: Final = "INVALID_REQUEST"
 INTERNAL_ERROR: Final = "INTERNAL_ERROR"
+JOB_ID_FIELD: Final = "job_id"
+"""In the metadata of an `ErrorInfo`."""
 
 
 class RpcFailed(Exception):
@@ -35,6 +38,8 @@ class RpcFailed(Exception):
 class _Meaning:
     code: StatusCode
     text: str
+    field: str = ""
+    """Which part of the request is to blame, where one is."""
 
 
 _MISROUTED = _Meaning(StatusCode.INTERNAL, "the service mixed up its own messages")
@@ -49,6 +54,9 @@ _REFUSALS: Final[Mapping[RefusalReason, _Meaning]] = {
     RefusalReason.DEADLINE_TOO_SHORT: _Meaning(
         StatusCode.RESOURCE_EXHAUSTED, "the image cannot be finished before the deadline of the call"
     ),
+    RefusalReason.BROKER_FULL: _Meaning(
+        StatusCode.RESOURCE_EXHAUSTED, "the broker has as many jobs as it may have"
+    ),
     RefusalReason.FRONTEND_FULL: _Meaning(
         StatusCode.RESOURCE_EXHAUSTED, "this frontend has as many open jobs as it may have"
     ),
@@ -59,6 +67,11 @@ _REFUSALS: Final[Mapping[RefusalReason, _Meaning]] = {
     RefusalReason.BROKER_UNREACHABLE: _Meaning(StatusCode.UNAVAILABLE, "the broker does not answer"),
     RefusalReason.BROKER_DRAINING: _Meaning(StatusCode.UNAVAILABLE, "the broker is shutting down"),
     RefusalReason.FRONTEND_DRAINING: _Meaning(StatusCode.UNAVAILABLE, "this frontend is shutting down"),
+    RefusalReason.IDEMPOTENCY_MISMATCH: _Meaning(
+        StatusCode.INVALID_ARGUMENT,
+        "another call with this idempotency key asked for another image",
+        field=field_name(IDEMPOTENCY_KEY_METADATA),
+    ),
     RefusalReason.VERSION_MISMATCH: _Meaning(
         StatusCode.UNAVAILABLE, "broker and frontend speak different versions of their protocol"
     ),
@@ -82,6 +95,12 @@ _FAILURES: Final[Mapping[FailureCode, _Meaning]] = {
     FailureCode.ENGINE_HUNG: _Meaning(
         StatusCode.UNAVAILABLE, "the process that drew the image made no progress and was ended"
     ),
+    FailureCode.DEVICE_POISONED: _Meaning(
+        StatusCode.UNAVAILABLE, "the device that drew the image became unusable"
+    ),
+    FailureCode.POISON_JOB: _Meaning(
+        StatusCode.INTERNAL, "the job ended the engine process of two workers and is not tried again"
+    ),
     FailureCode.WORKER_LOST: _Meaning(StatusCode.UNAVAILABLE, "the worker that drew the image was lost"),
     FailureCode.ENGINE_ERROR: _Meaning(StatusCode.INTERNAL, "the model failed to draw the image"),
     FailureCode.NON_FINITE_IMAGE: _Meaning(
@@ -98,15 +117,16 @@ _FAILURES: Final[Mapping[FailureCode, _Meaning]] = {
 
 
 def refused(end: JobRefused) -> Status:
-    """The job was never accepted."""
+    """The job was never accepted, or this frontend leaves before its end."""
     meaning = _REFUSALS[end.reason]
     text = f"{meaning.text} ({end.detail})" if end.detail else meaning.text
-    if end.retry_after_s is None:
-        return status(meaning.code, text, end.reason)
-    retry = RetryInfo(retry_delay=_duration(end.retry_after_s))
-    return status(
-        meaning.code, f"{text}; try again in {end.retry_after_s:.1f} s", end.reason, details=[retry]
-    )
+    details: list[Message] = []
+    if meaning.field:
+        details.append(_bad_request([(meaning.field, text)]))
+    if end.retry_after_s is not None:
+        details.append(RetryInfo(retry_delay=_duration(end.retry_after_s)))
+        text = f"{text}; try again in {end.retry_after_s:.1f} s"
+    return status(meaning.code, text, end.reason, details=details)
 
 
 def given_up(end: JobGivenUp) -> Status:
@@ -120,15 +140,9 @@ def given_up(end: JobGivenUp) -> Status:
 
 def invalid_request(violations: Iterable[FieldViolation]) -> Status:
     """All that is wrong with a request at once."""
-    found = list(violations)
-    bad_request = BadRequest(
-        field_violations=[
-            BadRequest.FieldViolation(field=violation.field, description=violation.message)
-            for violation in found
-        ]
-    )
-    text = "; ".join(violation.message for violation in found)
-    return status(StatusCode.INVALID_ARGUMENT, text, INVALID_REQUEST, details=[bad_request])
+    messages = [(violation.field, violation.message) for violation in violations]
+    text = "; ".join(message for _, message in messages)
+    return status(StatusCode.INVALID_ARGUMENT, text, INVALID_REQUEST, details=[_bad_request(messages)])
 
 
 def undecodable_request(message_name: str) -> Status:
@@ -164,6 +178,23 @@ def reason_of(failure: Status) -> str:
     """The machine-readable reason in a status of ours; empty if it has none."""
     info = ErrorInfo()
     return info.reason if failure.details and failure.details[0].Unpack(info) else ""
+
+
+def of_job(failure: Status, job_id: str) -> Status:
+    """The same status with the job's id in its `ErrorInfo`, so that a caller has something to quote."""
+    named = Status()
+    named.CopyFrom(failure)
+    info = ErrorInfo()
+    if named.details and named.details[0].Unpack(info):
+        info.metadata[JOB_ID_FIELD] = job_id
+        named.details[0].Pack(info)
+    return named
+
+
+def _bad_request(messages: Iterable[tuple[str, str]]) -> BadRequest:
+    """Fields, and what is wrong with each."""
+    violations = [BadRequest.FieldViolation(field=field, description=message) for field, message in messages]
+    return BadRequest(field_violations=violations)
 
 
 def _duration(seconds: float) -> duration_pb2.Duration:

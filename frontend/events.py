@@ -17,6 +17,10 @@ class JobOpened:
     time_remaining_s: float
     """Until the RPC's deadline."""
     key_job_limit: int = 1
+    idempotency_hash: bytes | None = None
+    """16 bytes, the same for every repeat of this call. None: it has no repeats."""
+    detach: bool = False
+    """It goes on without a waiter; only with an idempotency hash."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,14 +53,15 @@ from proto.timing import Timing
 
 FULL_RETRY_S: Final = 1.0
 DRAIN_RETRY_S: Final = 1.0
-"""Another frontend, or this one started again, may take it."""
+"""Another frontend, or this one started again, may take it: a repeat is safe, as the broker ends what this
+frontend leaves behind, or, where it has an idempotency key, joins the repeat to it."""
 GATHER_S: Final = 0.02
 """Jobs that end within this time are told in one report: a thousand ends are not a thousand reports."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """Sent, and not answered yet."""
+    """Sent, and neither taken nor refused yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,10 @@ class DeskJob:
     @property
     def execution_id(self) -> bytes | None:
         return self.state.execution_id if isinstance(self.state, Accepted) else None
+
+    def count(self, attempts: int, crashes: int) -> None:
+        """Somebody else's counters: whoever has seen more is right."""
+        self.attempts, self.crashes = max(self.attempts, attempts), max(self.crashes, crashes)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -237,6 +242,8 @@ class JobDesk:
             job_id=job.opened.job_id,
             key_fingerprint=job.opened.key_fingerprint,
             parameters_digest=job.job.digest,
+            idempotency_hash=job.opened.idempotency_hash,
+            detach=job.opened.detach,
             remaining_ms=max(0, round((job.deadline - now) * 1000)),
             attempts=job.attempts,
             crashes=job.crashes,
@@ -295,11 +302,13 @@ class JobDesk:
         job = self.jobs.get(status.job_id)
         if job is None:
             return
-        job.attempts, job.crashes = max(job.attempts, status.attempts), max(job.crashes, status.crashes)
+        job.count(status.attempts, status.crashes)
         match status.state:
             case JobState.UNKNOWN:
                 if echo >= job.submit_seq:
                     self._submit(job, now)
+            case JobState.PENDING:
+                pass  # The broker has it and will judge it: until then it is what it was.
             case JobState.QUEUED | JobState.RUNNING | JobState.ENDED:
                 job.state = Accepted(status.execution_id or job.execution_id)
             case _:
@@ -309,12 +318,13 @@ class JobDesk:
         job = self.jobs.get(outcome.job_id)
         if job is None:
             return  # It was delivered before, or its waiter has left.
+        job.count(outcome.attempts, outcome.crashes)
         if outcome.image is not None:
             image, png = outcome.image, outcome.body
             end: JobEnd = ImageDelivered(png=png, inference_time_s=image.inference_time_s, seed=image.seed)
         elif outcome.failure is not None:
-            failure, attempts = outcome.failure, max(job.attempts, outcome.attempts)
-            end = JobGivenUp(code=failure.code, detail=failure.detail, attempts=attempts)
+            failure = outcome.failure
+            end = JobGivenUp(code=failure.code, detail=failure.detail, attempts=job.attempts)
         else:
             return  # The codec lets no such outcome through.
         self._end(outcome.job_id, end, now)
@@ -353,7 +363,7 @@ class JobDesk:
             refused = JobRefused(
                 reason=RefusalReason.FRONTEND_DRAINING,
                 detail="this frontend has shut down",
-                retry_after_s=None,
+                retry_after_s=DRAIN_RETRY_S,
             )
             self._actions.append(EndJob(job_id=job_id, end=refused))
             del self.jobs[job_id]

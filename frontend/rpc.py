@@ -5,21 +5,27 @@ from __future__ import annotations  # gRPC's handlers are generic for type check
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Self, TypeVar
+from contextvars import ContextVar
+from typing import Final, NoReturn, Self, TypeVar
 
 import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
+from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from frontend import errors
 from frontend.auth import caller_fingerprint
+from proto.logs import short_id
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Q = TypeVar("Q", bound=Message)
 
+JOB_ID_METADATA: Final = "job-id"
+
 log = structlog.get_logger()
 
+_job_of_call: ContextVar[str] = ContextVar("_job_of_call")
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -44,6 +50,13 @@ class OpenCalls:
         await self._none_open.wait()
 
 
+def name_job(job_id: bytes) -> None:
+    """This call has a job from now on: its log lines and its answer, whatever that will be, carry the id."""
+    name = short_id(job_id)
+    structlog.contextvars.bind_contextvars(job_id=name)
+    _job_of_call.set(name)
+
+
 def unary_method(
     name: str,
     request_type: type[Q],
@@ -58,17 +71,37 @@ def unary_method(
     async def respond(request_bytes: bytes, context: Context) -> bytes:
         with open_calls, _CallLog(name, context) as call_log:
             try:
-                return await answer(_decode(request_type, request_bytes), context)
+                response = await answer(_decode(request_type, request_bytes), context)
             except errors.RpcFailed as failure:
                 status = failure.status
             except Exception:
                 log.exception("call failed on a bug", method=name)
                 status = errors.internal_error()
+            else:
+                context.set_trailing_metadata(_job_metadata())
+                return response
             call_log.code = _CODES[status.code]
             call_log.reason = errors.reason_of(status)
-            return await context.abort_with_status(rpc_status.to_status(status))
+            return await _abort(context, status)
 
     return grpc.unary_unary_rpc_method_handler(respond)
+
+
+async def _abort(context: Context, status: Status) -> NoReturn:
+    # Not `abort_with_status`, which would replace what is to be sent beside the status.
+    job_metadata = _job_metadata()
+    for _, job_id in job_metadata:
+        status = errors.of_job(status, job_id)
+    refusal = rpc_status.to_status(status)
+    await context.abort(refusal.code, refusal.details, (*job_metadata, *refusal.trailing_metadata))
+
+
+def _job_metadata() -> tuple[tuple[str, str], ...]:
+    """For the end of a call, not its beginning: once a server has begun to answer, the client's gRPC no
+    longer retries by its `retryPolicy`.
+    """
+    job_id = _job_of_call.get(None)
+    return () if job_id is None else ((JOB_ID_METADATA, job_id),)
 
 
 def _decode(request_type: type[Q], request_bytes: bytes) -> Q:

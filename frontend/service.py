@@ -1,6 +1,7 @@
 """The public service `imagegen.ImageGen`."""
 
 import secrets
+from collections.abc import Iterable
 from typing import Final, assert_never
 
 import grpc
@@ -11,9 +12,12 @@ from frontend import errors
 from frontend.actions import ImageDelivered, JobGivenUp, JobRefused
 from frontend.auth import caller_fingerprint
 from frontend.cluster import Cluster
-from frontend.rpc import Context, OpenCalls, unary_method
+from frontend.events import JobOpened
+from frontend.repeats import Repeats, read_repeats
+from frontend.rpc import Context, OpenCalls, name_job, unary_method
 from frontend.status import metrics_response, service_status
 from frontend.validation import RequestLimits, ValidJob, validate
+from proto.identifiers import new_identifier
 
 SERVICE_NAME: Final = "imagegen.ImageGen"
 SEED_BITS: Final = 64
@@ -47,11 +51,19 @@ class ImageGenService:
         return image_gen_pb2.PingResponse(message="Pong").SerializeToString()
 
     async def generate(self, request: image_gen_pb2.GenerateRequest, context: Context) -> bytes:
-        """Draw one image. When the call ends early, this coroutine is cancelled, and the job with it."""
-        job = validate(request, self._limits, draw_seed)
-        if not isinstance(job, ValidJob):
-            raise errors.RpcFailed(errors.invalid_request(job))
-        end = await self._cluster.draw(job, caller_fingerprint.get(), self._time_remaining_s(context))
+        """Draw one image. A call that ends early cancels this coroutine, and takes a waiter from the job."""
+        key_fingerprint = caller_fingerprint.get()
+        job, repeats = self._judge(request, context.invocation_metadata() or (), key_fingerprint)
+        opened = JobOpened(
+            job_id=new_identifier(),
+            key_fingerprint=key_fingerprint,
+            job=job,
+            time_remaining_s=self._time_remaining_s(context),
+            idempotency_hash=repeats.idempotency_hash,
+            detach=repeats.detach,
+        )
+        name_job(opened.job_id)
+        end = await self._cluster.draw(opened)
         match end:
             case ImageDelivered():
                 return encode_answer(end)
@@ -66,6 +78,23 @@ class ImageGenService:
     async def metrics(self, _request: image_gen_pb2.MetricsRequest, _context: Context) -> bytes:
         picture = await self._cluster.service_picture()
         return metrics_response(service_status(picture)).SerializeToString()
+
+    def _judge(
+        self,
+        request: image_gen_pb2.GenerateRequest,
+        metadata: Iterable[tuple[str, str | bytes]],
+        key_fingerprint: str,
+    ) -> tuple[ValidJob, Repeats]:
+        """What is asked for; raises `RpcFailed` with all that is wrong with the request and its metadata."""
+        repeats = read_repeats(metadata, key_fingerprint)
+        derived_seed = repeats.seed if isinstance(repeats, Repeats) else None
+        job = validate(request, self._limits, draw_seed if derived_seed is None else lambda: derived_seed)
+        if isinstance(job, ValidJob) and isinstance(repeats, Repeats):
+            return job, repeats
+        violations = [
+            violation for found in (job, repeats) if isinstance(found, tuple) for violation in found
+        ]
+        raise errors.RpcFailed(errors.invalid_request(violations))
 
     def _time_remaining_s(self, context: Context) -> float:
         remaining_s: float | None = context.time_remaining()  # None for a call without a deadline

@@ -57,6 +57,7 @@ class WorkerStatus:
     ram_total_mb: float | None
     gpus: list[GpuStatus]
     engine_restarts: int
+    outcomes_shed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,7 @@ class ServiceStatus:
     failed: int
     cancelled: int
     rejected: dict[str, int]
+    shed: dict[str, int]
     workers: list[WorkerStatus]
     broker_alive: bool
     age_s: float | None
@@ -100,6 +102,7 @@ def service_status(picture: ServicePicture) -> ServiceStatus:
             failed=0,
             cancelled=0,
             rejected=_rejected(picture),
+            shed=_shed(picture),
             workers=[],
             broker_alive=picture.broker_alive,
             age_s=None,
@@ -111,6 +114,7 @@ def service_status(picture: ServicePicture) -> ServiceStatus:
         failed=snapshot.failed,
         cancelled=snapshot.cancelled,
         rejected=_rejected(picture),
+        shed=_shed(picture),
         workers=[_worker_status(row, picture.age_s) for row in snapshot.workers],
         broker_alive=picture.broker_alive,
         age_s=_rounded(picture.age_s),
@@ -166,6 +170,14 @@ def _rejected(picture: ServicePicture) -> dict[str, int]:
     return {reason.value: count for reason, count in sorted(counted.items())}
 
 
+def _shed(picture: ServicePicture) -> dict[str, int]:
+    """By kind: what the broker dropped to keep a bound or a fence, and what this frontend did."""
+    counted = Counter(picture.own_shed)
+    if picture.snapshot is not None:
+        counted.update(picture.snapshot.shed)
+    return dict(sorted(counted.items()))
+
+
 def _worker_status(row: WorkerRow, picture_age_s: float) -> WorkerStatus:
     report = row.report
     # What a lost worker ran is another's by now, or ended.
@@ -194,6 +206,7 @@ def _worker_status(row: WorkerRow, picture_age_s: float) -> WorkerStatus:
         ram_total_mb=readings.ram_total_mb if readings else None,
         gpus=_gpu_statuses(readings) if readings else [],
         engine_restarts=_uint32(report.engine_restarts),
+        outcomes_shed=report.outcomes_shed,
     )
 
 

@@ -40,15 +40,16 @@ class ValidJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldViolation:
-    """One field of a request that cannot be served."""
+    """One field of a request, or entry of its metadata, that cannot be served."""
 
     field: str
     value: str
     allowed: str
+    problem: str = "is out of range"
 
     @property
     def message(self) -> str:
-        return f"{self.field}: {self.value} is out of range, allowed is {self.allowed}"
+        return f"{self.field}: {self.value} {self.problem}, allowed is {self.allowed}"
 
 
 def validate(

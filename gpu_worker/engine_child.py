@@ -103,20 +103,22 @@ class EngineChild:
                 self._run(engine, self._waiting.get())
         except ModelUnusable as error:
             log.error("model unusable", reason=str(error))
-            return self._say_farewell(str(error), hopeless=True, code=EXIT_BAD_CONFIGURATION)
+            self._say_farewell(LastWords(reason=str(error), hopeless=True))
+            return EXIT_BAD_CONFIGURATION
         except EngineBroken as error:
             log.error("engine broken", reason=str(error))
-            return self._say_farewell(first_line(error), hopeless=False, code=_EXIT_ERROR)
+            self._say_farewell(LastWords(reason=first_line(error), code=FailureCode.DEVICE_POISONED))
+            return _EXIT_ERROR
         except Exception as error:
             log.exception("engine process ends after an error")
-            return self._say_farewell(first_line(error), hopeless=False, code=_EXIT_ERROR)
+            self._say_farewell(LastWords(reason=first_line(error)))
+            return _EXIT_ERROR
 
-    def _say_farewell(self, reason: str, *, hopeless: bool, code: int) -> int:
+    def _say_farewell(self, last_words: LastWords) -> None:
         try:
-            self._pipe.send(LastWords(reason=reason, hopeless=hopeless))
+            self._pipe.send(last_words)
         except OSError:
             log.debug("nobody is left to hear why the engine process ends")
-        return code
 
     def _bring_up(self, choice: EngineChoice, options: EngineOptions) -> Engine:
         self._report_loading("importing the libraries", 0)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gpu_worker.engines.engine import EngineJob
 from gpu_worker.events import EngineFailed, EngineFinished, EngineLoading, EngineProgress, EngineReady
 from proto.configuration import LogFormat, LogLevel
+from proto.failures import FailureCode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,9 @@ class LastWords:
     """Why the engine process ends by itself."""
 
     reason: str
-    hopeless: bool
+    hopeless: bool = False
+    code: FailureCode | None = None
+    """These three as in `EngineExited`."""
 
 
 Command = RunCommand | CancelCommand

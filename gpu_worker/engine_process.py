@@ -79,7 +79,8 @@ class EngineProcess:
                 process.start()
         except OSError as error:
             ours.close()
-            self._loop.call_soon(self._end, f"cannot start an engine process: {first_line(error)}", False)
+            last_words = LastWords(reason=f"cannot start an engine process: {first_line(error)}")
+            self._loop.call_soon(self._end, last_words)
             return
         finally:
             theirs.close()
@@ -129,8 +130,7 @@ class EngineProcess:
             self.kill()
         self._reap(process, pid)
         pipe.close()
-        hopeless = last_words is not None and last_words.hopeless
-        self._call(self._end, self._exit_reason(process.exitcode, last_words), hopeless)
+        self._call(self._end, last_words or LastWords(reason=self._exit_reason(process.exitcode)))
 
     def _pass_on(self, pipe: "Connection[Command, EngineMessage]") -> LastWords | None:
         last_words = None
@@ -141,7 +141,7 @@ class EngineProcess:
                 return last_words
             except Exception as error:  # noqa: BLE001 - a dying process can write anything
                 self.kill()
-                return LastWords(reason=f"wrote nonsense to its pipe: {first_line(error)}", hopeless=False)
+                return LastWords(reason=f"wrote nonsense to its pipe: {first_line(error)}")
             if isinstance(message, LastWords):
                 last_words = message
             else:
@@ -157,9 +157,7 @@ class EngineProcess:
             process.join()
             self._reaped = True
 
-    def _exit_reason(self, exit_code: int | None, last_words: LastWords | None) -> str:
-        if last_words is not None:
-            return last_words.reason
+    def _exit_reason(self, exit_code: int | None) -> str:
         if exit_code is None:
             return "ended in an unknown way"
         if exit_code >= 0:
@@ -170,8 +168,12 @@ class EngineProcess:
         by_others = -exit_code == signal.SIGKILL and not self._kill_requested
         return f"killed by {name}{', not by this worker: perhaps for lack of memory' if by_others else ''}"
 
-    def _end(self, reason: str, hopeless: bool) -> None:
-        self._on_event(EngineExited(child=self._child, reason=reason, hopeless=hopeless))
+    def _end(self, words: LastWords) -> None:
+        """`words` are the process's own, or what can be said of a silent one."""
+        exited = EngineExited(
+            child=self._child, reason=words.reason, hopeless=words.hopeless, code=words.code
+        )
+        self._on_event(exited)
         self._gone.set()
 
     def _call(self, function: Callable[[Unpack[Ts]], None], *arguments: *Ts) -> None:

@@ -83,6 +83,8 @@ class EngineExited:
     """For people: the exit code or signal, or the error that it ended with."""
     hopeless: bool = False
     """The model itself is unusable: starting again cannot help until somebody changes something."""
+    code: FailureCode | None = None
+    """What it says its end means for the job in it; None if it could say nothing."""
 
 
 EngineEvent = EngineLoading | EngineReady | EngineProgress | EngineFinished | EngineFailed | EngineExited

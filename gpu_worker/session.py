@@ -1,7 +1,8 @@
 """The worker's decisions, without sockets, processes and clock: `events.py` in, `actions.py` out.
 
 Its slot is the truth about what runs (DESIGN.md). It registers by reporting, runs one job at a time in an
-engine process that it replaces when it dies or hangs, and holds each outcome until the broker releases it.
+engine process that it replaces when it dies or hangs, and holds each outcome until the broker releases it;
+some images longer, for repeats of their call.
 """
 
 import dataclasses
@@ -19,7 +20,9 @@ from gpu_worker.actions import (
     SendToBroker,
     StartEngine,
 )
-from gpu_worker.engine_keeper import Down, Dying, EngineKeeper, Ready
+from gpu_worker.broker_side import DETAIL_CHARACTERS, BrokerSide
+from gpu_worker.drain import Drain
+from gpu_worker.engine_keeper import Dying, EngineKeeper, Ready
 from gpu_worker.engines.engine import EngineJob
 from gpu_worker.events import (
     DrainRequested,
@@ -37,8 +40,7 @@ from gpu_worker.events import (
 )
 from gpu_worker.limits import SessionLimits
 from gpu_worker.outcomes import EndedExecution, OutcomeStore
-from gpu_worker.slot import Busy, Free, Slot, Stopping
-from proto.contact import BrokerContact
+from gpu_worker.slot import Busy, Free, Slot, Stopping, in_engine, slot_deadlines
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.failures import ENGINE_DEATHS, FailureCode, RefusalReason
 from proto.messages import (
@@ -47,16 +49,10 @@ from proto.messages import (
     JobClaim,
     JobFailed,
     JobPhase,
-    Leave,
-    Outcome,
-    Readings,
     Refuse,
-    RunningExecution,
     Start,
     ToBrokerFromWorker,
     ToWorker,
-    WorkerPhase,
-    WorkerReport,
     WorkerView,
 )
 from proto.notes import Note, NoteLevel
@@ -64,7 +60,8 @@ from proto.timing import Timing
 
 REMEMBERED_EXECUTIONS: Final = 256
 """Ended ones, so that a START that comes again begins nothing."""
-DETAIL_CHARACTERS: Final = 500
+EXIT_ENGINE_FAILED: Final = 1
+"""No engine became ready, again and again. A fresh worker, or a person, may do better."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,11 +77,10 @@ class Session:
     engine: EngineKeeper = field(init=False)
     slot: Slot = field(default_factory=Free)
     held: OutcomeStore = field(init=False)
-    contact: BrokerContact = field(init=False)
-    drain_deadline: float | None = None
+    broker: BrokerSide = field(init=False)
+    drain: Drain | None = None
     """Set while draining."""
     _idle_since: float = field(init=False)
-    _readings: tuple[Readings, float] | None = None
     _ended: deque[bytes] = field(default_factory=lambda: deque(maxlen=REMEMBERED_EXECUTIONS))
     _over: bool = False
     _actions: list[Action] = field(default_factory=list)
@@ -92,8 +88,19 @@ class Session:
     def __post_init__(self) -> None:
         limits = self.limits
         self.engine = EngineKeeper(limits=limits, started_at=self.started_at)
-        self.held = OutcomeStore(max_bytes=limits.held_bytes_max, max_age_s=limits.held_age_max_s)
-        self.contact = BrokerContact(timing=self.timing, started_at=self.started_at)
+        self.held = OutcomeStore(
+            max_bytes=limits.held_bytes_max,
+            max_age_s=limits.held_age_max_s,
+            kept_max=limits.kept_max,
+            kept_age_max_s=limits.kept_age_max_s,
+        )
+        self.broker = BrokerSide(
+            worker_id=self.worker_id,
+            incarnation=self.incarnation,
+            host=self.host,
+            timing=self.timing,
+            started_at=self.started_at,
+        )
         self._idle_since = self.started_at
 
     # --- In and out ----------------------------------------------------------------------------
@@ -106,9 +113,9 @@ class Session:
             case FromBroker(message=message):
                 self._from_broker(message, now)
             case ReadingsTaken(readings=readings):
-                self._readings = (readings, now)
+                self.broker.take_readings(readings, now)
             case DrainRequested():
-                self._drain(now)
+                self._begin_drain(now)
             case TimerFired():
                 pass  # Whatever is due is done below, after every event.
             case _:
@@ -121,29 +128,16 @@ class Session:
         """When to send `TimerFired`, on the clock of `handle`; None once the session is over."""
         if self._over:
             return None
-        instants = [self.contact.next_report_at, self.contact.silent_at]
-        if self.drain_deadline is not None:
-            instants.append(self.drain_deadline)
-            if isinstance(self.slot, Free):
-                instants.append(self._idle_since + self._farewell_s())
+        instants = [self.broker.contact.next_report_at, self.broker.contact.silent_at]
+        if self.drain is not None:
+            instants.append(self._leaves_at(self.drain))
         elif (engine_deadline := self.engine.next_deadline()) is not None:
             instants.append(engine_deadline)
         if (expiry := self.held.next_expiry()) is not None:
             instants.append(expiry)
-        return min(instants + self._job_deadlines())
-
-    def _job_deadlines(self) -> list[float]:
-        if isinstance(self.engine.state, Dying):
-            return []
-        match self.slot:
-            case Busy(deadline=deadline, phase=phase, phase_since=since):
-                return [deadline, since + self.limits.of(phase)]
-            case Stopping() as stopping:
-                return [self._stopped_by(stopping)]
-            case Free():
-                return []
-            case _:
-                assert_never(self.slot)
+        if not isinstance(self.engine.state, Dying):
+            instants += slot_deadlines(self.slot, self.limits)
+        return min(instants)
 
     def _do_what_is_due(self, now: float) -> None:
         if self._over:
@@ -151,11 +145,12 @@ class Session:
         self._watch_engine(now)
         self._watch_job(now)
         self.held.expire(now)
-        if self._finish_drain(now):
+        if self.drain is not None and now >= self._leaves_at(self.drain):
+            self._leave("the time to drain is over" if now >= self.drain.deadline else "drained")
             return
-        if now >= self.contact.silent_at:
+        if now >= self.broker.contact.silent_at:
             self._reconnect(now)
-        if now >= self.contact.next_report_at:
+        if now >= self.broker.contact.next_report_at:
             self._report(now)
 
     def _note(self, event: str, level: NoteLevel = "info", **fields: object) -> None:
@@ -168,7 +163,7 @@ class Session:
     # --- The broker ----------------------------------------------------------------------------
 
     def _from_broker(self, message: ToWorker, now: float) -> None:
-        self.contact.heard(now)
+        self.broker.contact.heard(now)
         match message:
             case WorkerView():
                 self._viewed(message, now)
@@ -183,69 +178,30 @@ class Session:
                 assert_never(message)
 
     def _viewed(self, view: WorkerView, now: float) -> None:
-        if self.contact.viewed(view, now):
+        if self.broker.contact.viewed(view, now):
             self._note("broker answers", broker_id=view.broker_id, epoch=view.epoch)
         for execution_id in view.cancel:
             self._cancel(execution_id, FailureCode.CANCELLED, "cancelled", now)
-        for execution_id in view.release:
-            self.held.release(execution_id)
         for execution_id in view.resend:
             ended = self.held.get(execution_id)
             if ended is not None:
-                self._push(ended)
+                self._send(self.broker.outcome(ended))
+        # Only now: what is kept can be the end of another that is kept.
+        for execution_id in view.keep:
+            self.held.keep(execution_id, now)
+        for execution_id in view.release:
+            self.held.release(execution_id)
 
     def _reconnect(self, now: float) -> None:
-        if self.contact.reconnected(now):
-            silent_s = round(now - self.contact.last_heard_at, 3)
+        if self.broker.contact.reconnected(now):
+            silent_s = round(now - self.broker.contact.last_heard_at, 3)
             self._note("broker silent, connecting anew", "warning", silent_s=silent_s)
         self._actions.append(ReconnectToBroker())
 
     def _report(self, now: float) -> None:
-        self.contact.reported(now)
-        engine = self.engine.state
-        phase, activity, percent = self.engine.report()
-        if self.drain_deadline is not None:
-            phase = WorkerPhase.DRAINING
-        self._send(
-            WorkerReport(
-                worker_id=self.worker_id,
-                incarnation=self.incarnation,
-                seq=self.contact.next_seq(),
-                host=self.host,
-                age_ms=max(0, round((now - self.started_at) * 1000)),
-                phase=phase,
-                activity=activity[:DETAIL_CHARACTERS],
-                percent=percent,
-                model=engine.model if isinstance(engine, Ready) else None,
-                running=self._running(now),
-                held=self.held.listed(),
-                readings=self._aged_readings(now),
-                engine_restarts=self.engine.restarts,
-            )
-        )
-
-    def _running(self, now: float) -> RunningExecution | None:
-        match self.slot:
-            case Free():
-                return None
-            case Busy() as busy:
-                pass
-            case Stopping(busy=busy):
-                pass
-        remaining_ms = max(0, round((busy.deadline - now) * 1000))
-        return RunningExecution(
-            execution_id=busy.execution_id,
-            claim=dataclasses.replace(busy.claim, remaining_ms=remaining_ms),
-            phase=busy.phase,
-            step=busy.step,
-            steps=busy.job.parameters.steps,
-        )
-
-    def _aged_readings(self, now: float) -> Readings | None:
-        if self._readings is None:
-            return None
-        readings, taken_at = self._readings
-        return dataclasses.replace(readings, age_ms=max(0, round((now - taken_at) * 1000)))
+        self.broker.contact.reported(now)
+        draining = self.drain is not None
+        self._send(self.broker.report(self.engine, self.slot, self.held, draining=draining, now=now))
 
     def _send(self, message: ToBrokerFromWorker) -> None:
         self._actions.append(SendToBroker(message=message))
@@ -253,13 +209,16 @@ class Session:
     # --- The job -------------------------------------------------------------------------------
 
     def _start(self, start: Start, now: float) -> None:
+        if isinstance(self.slot, Busy) and self.slot.execution_id == start.execution_id:
+            self._start_again(self.slot, start, now)
+            return
         if self._is_known(start.execution_id):
             return
         reason = self._why_not(start)
         if reason is not None:
             refuse = Refuse(reason=reason, job_id=start.claim.job_id, execution_id=start.execution_id)
             self._send(refuse)
-            self.contact.report_soon(now)
+            self.broker.contact.report_soon(now)
             return
         job = EngineJob(
             execution_id=start.execution_id,
@@ -277,16 +236,28 @@ class Session:
         )
         self._actions.append(RunJob(child=self.engine.children, job=job))
         self._note("job started", job_id=job.job_id, execution_id=job.execution_id)
-        self.contact.report_soon(now)
+        self.broker.contact.report_soon(now)
+
+    def _start_again(self, busy: Busy, start: Start, now: float) -> None:
+        """Who wants the running execution may have changed since it began; it begins nothing."""
+        if self._is_stale(start):
+            return
+        # Some waiter may have been promised the longer time.
+        deadline = max(busy.deadline, now + start.claim.remaining_ms / 1000)
+        self.slot = dataclasses.replace(busy, claim=start.claim, deadline=deadline)
 
     def _is_known(self, execution_id: bytes) -> bool:
         running = not isinstance(self.slot, Free) and self.slot.execution_id == execution_id
         return running or execution_id in self.held or execution_id in self._ended
 
+    def _is_stale(self, start: Start) -> bool:
+        """Meant for another life of this worker, or sent by another life of the broker."""
+        return start.incarnation != self.incarnation or start.epoch != self.broker.contact.epoch
+
     def _why_not(self, start: Start) -> RefusalReason | None:
-        if start.incarnation != self.incarnation or start.epoch != self.contact.epoch:
+        if self._is_stale(start):
             return RefusalReason.STALE_START
-        if self.drain_deadline is not None:
+        if self.drain is not None:
             return RefusalReason.WORKER_DRAINING
         if not isinstance(self.engine.state, Ready):
             return RefusalReason.WORKER_NOT_READY
@@ -317,26 +288,8 @@ class Session:
         self.held.add(ended, now)
         outcome = result.code.value if isinstance(result, JobFailed) else "image"
         self._note("job ended", job_id=claim.job_id, execution_id=execution_id, outcome=outcome)
-        self._push(ended)
-        self.contact.report_soon(now)
-
-    def _push(self, ended: EndedExecution) -> None:
-        image = ended.result if isinstance(ended.result, ImageMade) else None
-        failure = ended.result if isinstance(ended.result, JobFailed) else None
-        self._send(
-            Outcome(
-                worker_id=self.worker_id,
-                incarnation=self.incarnation,
-                seq=self.contact.next_seq(),
-                execution_id=ended.execution_id,
-                job_id=ended.claim.job_id,
-                attempts=ended.claim.attempts,
-                crashes=ended.claim.crashes,
-                image=image,
-                failure=failure,
-                body=ended.png,
-            )
-        )
+        self._send(self.broker.outcome(ended))
+        self.broker.contact.report_soon(now)
 
     # --- The engine ----------------------------------------------------------------------------
 
@@ -346,19 +299,19 @@ class Session:
         match event:
             case EngineLoading(activity=activity, percent=percent):
                 if self.engine.loading(activity, percent, now):
-                    self.contact.report_soon(now)
+                    self.broker.contact.report_soon(now)
             case EngineReady(model=model):
                 if self.engine.ready(model):
                     self._note("engine ready", model=model.name, child=event.child)
-                    self.contact.report_soon(now)
+                    self.broker.contact.report_soon(now)
             case EngineProgress():
                 self._progressed(event, now)
             case EngineFinished():
                 self._finished(event, now)
             case EngineFailed(execution_id=execution_id, code=code, detail=detail):
                 self._job_failed(execution_id, JobFailed(code=code, detail=detail[:DETAIL_CHARACTERS]), now)
-            case EngineExited(reason=reason, hopeless=hopeless):
-                self._engine_gone(reason, hopeless, now)
+            case EngineExited():
+                self._engine_gone(event, now)
             case _:
                 assert_never(event)
 
@@ -369,6 +322,7 @@ class Session:
     def _finished(self, event: EngineFinished, now: float) -> None:
         if isinstance(self.slot, Free) or self.slot.execution_id != event.execution_id:
             return
+        self.engine.image_finished()
         if isinstance(self.slot, Stopping):
             failure = JobFailed(code=self.slot.code, detail=self.slot.detail)
             self._end_execution(self.slot.busy.claim, event.execution_id, failure, b"", now)
@@ -390,31 +344,33 @@ class Session:
             case _:
                 pass
 
-    def _engine_gone(self, reason: str, hopeless: bool, now: float) -> None:
-        job_id = self._job_id()
-        self._fail_job_of_dead_engine(reason, now)
-        if hopeless:
+    def _engine_gone(self, event: EngineExited, now: float) -> None:
+        busy, reason = in_engine(self.slot), event.reason
+        self._fail_job_of_dead_engine(event, now)
+        if event.hopeless:
             self._leave(reason, EXIT_BAD_CONFIGURATION)
             return
-        pause_s = self.engine.gone(reason, now)
-        if self.drain_deadline is None:
-            self._note("engine process ended", "error", reason=reason, restart_in_s=pause_s, job_id=job_id)
-        self.contact.report_soon(now)
+        pause_s = self.engine.gone(reason, None if busy is None else busy.claim.parameters_digest, now)
+        self.broker.contact.report_soon(now)
+        if self.drain is not None:
+            return
+        if self.engine.is_given_up:
+            tries = self.engine.never_ready
+            self._leave(
+                f"{tries} engine processes in a row did not become ready; the last one: {reason}",
+                EXIT_ENGINE_FAILED,
+            )
+            return
+        job_id = None if busy is None else busy.job.job_id
+        self._note("engine process ended", "error", reason=reason, restart_in_s=pause_s, job_id=job_id)
+        if self.engine.is_quarantined:
+            self._note("worker quarantined", "error", duration_s=pause_s)
 
-    def _job_id(self) -> bytes | None:
-        """Of the job that is in the engine."""
-        match self.slot:
-            case Free():
-                return None
-            case Busy(job=job) | Stopping(busy=Busy(job=job)):
-                return job.job_id
-            case _:
-                assert_never(self.slot)
-
-    def _fail_job_of_dead_engine(self, reason: str, now: float) -> None:
+    def _fail_job_of_dead_engine(self, event: EngineExited, now: float) -> None:
         match self.slot:
             case Busy(claim=claim, execution_id=execution_id):
-                failure = JobFailed(code=FailureCode.ENGINE_CRASHED, detail=reason[:DETAIL_CHARACTERS])
+                code = event.code or FailureCode.ENGINE_CRASHED
+                failure = JobFailed(code=code, detail=event.reason[:DETAIL_CHARACTERS])
             case Stopping(busy=Busy(claim=claim, execution_id=execution_id), code=code, detail=detail):
                 failure = JobFailed(code=code, detail=detail)
             case Free():
@@ -422,19 +378,21 @@ class Session:
         self._end_execution(claim, execution_id, failure, b"", now)
 
     def _watch_engine(self, now: float) -> None:
-        if self.drain_deadline is not None:
+        if self.drain is not None:
             return
         child = self.engine.start_if_due(now)
         if child is not None:
             self._actions.append(StartEngine(child=child))
-            self.contact.report_soon(now)
+            self.broker.contact.report_soon(now)
         elif self.engine.hangs(now):
             self._kill_engine(f"no progress in loading for {self.limits.load_s:g} s")
 
     def _kill_engine(self, reason: str) -> None:
-        child = self.engine.kill(reason)
+        busy = in_engine(self.slot)
+        child = self.engine.kill(reason, None if busy is None else busy.claim.parameters_digest)
         if child is not None:
-            self._note("engine process killed", "error", reason=reason, job_id=self._job_id())
+            job_id = None if busy is None else busy.job.job_id
+            self._note("engine process killed", "error", reason=reason, job_id=job_id)
             self._actions.append(KillEngine(child=child, reason=reason))
 
     def _watch_job(self, now: float) -> None:
@@ -443,49 +401,33 @@ class Session:
         match self.slot:
             case Busy(deadline=deadline, execution_id=execution_id) if now >= deadline:
                 self._cancel(execution_id, FailureCode.DEADLINE_EXCEEDED, "its time is over", now)
-            case Busy(phase=phase, phase_since=since) if now >= since + self.limits.of(phase):
+            case Busy(phase=phase) as busy if now >= busy.hung_at(self.limits):
                 detail = f"no progress in phase {phase.value} for {self.limits.of(phase):g} s"
-                self.slot = Stopping(self.slot, FailureCode.ENGINE_HUNG, detail, now)
+                self.slot = Stopping(busy, FailureCode.ENGINE_HUNG, detail, now)
                 self._kill_engine(detail)
-            case Stopping() as stopping if now >= self._stopped_by(stopping):
+            case Stopping() as stopping if now >= stopping.hung_at(self.limits):
                 self._kill_engine(f"did not stop within {now - stopping.since:.1f} s")
             case _:
                 pass
 
-    def _stopped_by(self, stopping: Stopping) -> float:
-        """A step that was allowed to take its time still is: a cancel must not cost a healthy engine."""
-        phase_ends_at = stopping.busy.phase_since + self.limits.of(stopping.busy.phase)
-        return max(stopping.since + self.limits.cancel_s, phase_ends_at)
-
     # --- The end -------------------------------------------------------------------------------
 
-    def _drain(self, now: float) -> None:
-        if self.drain_deadline is not None:
+    def _begin_drain(self, now: float) -> None:
+        if self.drain is not None:
             self._leave("told twice to end")
             return
-        self.drain_deadline = now + self.timing.drain_s
-        self._note("worker draining", busy=not isinstance(self.slot, Free), held=len(self.held))
-        self.contact.report_soon(now)
+        self.drain = Drain(deadline=now + self.timing.drain_s)
+        self._note("worker draining", busy=not isinstance(self.slot, Free), unreleased=self.held.unreleased)
+        self.broker.contact.report_soon(now)
 
-    def _farewell_s(self) -> float:
-        """How long an idle draining worker waits for its outcomes to be released."""
-        return 2 * self.contact.interval_s
-
-    def _finish_drain(self, now: float) -> bool:
-        """Leave as soon as nothing is left to do; True if the session is over."""
-        if self.drain_deadline is None:
-            return False
-        idle = isinstance(self.slot, Free)
-        patience_over = now >= self._idle_since + self._farewell_s()
-        if now >= self.drain_deadline:
-            self._leave("the time to drain is over")
-        elif idle and (len(self.held) == 0 or patience_over):
-            self._leave("drained")
-        return self._over
+    def _leaves_at(self, drain: Drain) -> float:
+        idle_since = self._idle_since if isinstance(self.slot, Free) else None
+        return drain.leaves_at(
+            idle_since, self.held.unreleased, patience_s=2 * self.broker.contact.interval_s
+        )
 
     def _leave(self, reason: str, code: int = 0) -> None:
-        words = reason[:DETAIL_CHARACTERS]
-        self._send(Leave(incarnation=self.incarnation, seq=self.contact.next_seq(), reason=words))
+        self._send(self.broker.leave(reason))
         self._end_session(code, reason)
 
     # --- Invariants ----------------------------------------------------------------------------
@@ -497,7 +439,7 @@ class Session:
                 f"a job without an engine: {self.engine.state}"
             )
             assert self.slot.execution_id not in self.held, "a job both running and ended"
-        assert len(self.held) <= 1 or self.held.size_bytes <= self.limits.held_bytes_max, (
-            "too many bytes held"
-        )
-        assert self.engine.children or isinstance(self.engine.state, Down), "an engine that was never started"
+        if self.engine.is_given_up and self.drain is None:
+            assert self._over, "it goes on without hope of an engine"
+        self.held.check_invariants()
+        self.engine.check_invariants()

@@ -119,22 +119,43 @@ class WorkerSettings(ComponentSettings):
         description="pause before an engine process that died twice is replaced; doubles each time, s",
     )
     engine_backoff_max_s: float = Field(60, gt=0, le=3600, description="longest such pause, s")
+    engine_failures_max: int = Field(
+        10,
+        ge=1,
+        le=1000,
+        description="after so many engine processes in a row that never became ready the worker ends",
+    )
+    quarantine_s: float = Field(
+        300,
+        ge=0,
+        le=86400,
+        description="pause of a worker whose engine died on two different jobs without an image in between;"
+        " 0: none, s",
+    )
 
     held_bytes_max: int = Field(
         64 * _MIB,
         ge=_MIB,
         le=4096 * _MIB,
-        description="outcomes kept until they are released, at most, bytes",
+        description="outcomes held, delivered or not, at most, bytes",
     )
     held_age_max_s: float = Field(
-        120, gt=0, le=3600, description="how long an outcome is kept that nobody releases, s"
+        120, gt=0, le=3600, description="how long an outcome is held that nobody has delivered, s"
+    )
+    kept_age_max_s: float = Field(
+        600,
+        ge=0,
+        le=86400,
+        description="how long a delivered image is kept for a repeat of its call, while there is room;"
+        " 0: not at all, s",
     )
 
     fake_step_s: float = Field(0.05, ge=0, le=3600, description="fake engine: duration of a step, s")
     fake_load_s: float = Field(0.0, ge=0, le=3600, description="fake engine: duration of loading, s")
     fake_faults: bool = Field(
         False,
-        description="fake engine: obey prompts such as !crash@3, with crash, hang, oom, error or nonfinite",
+        description="fake engine: obey prompts such as !crash@3, with crash, hang, oom, error, nonfinite"
+        " or poisoned",
     )
     fake_gate: Path | None = Field(
         None, description="fake engine: no job gets beyond its first step while this file exists"
@@ -188,6 +209,9 @@ class WorkerSettings(ComponentSettings):
             cancel_s=self.cancel_limit_s,
             backoff_s=self.engine_backoff_s,
             backoff_max_s=self.engine_backoff_max_s,
+            engine_failures_max=self.engine_failures_max,
+            quarantine_s=self.quarantine_s,
             held_bytes_max=self.held_bytes_max,
             held_age_max_s=self.held_age_max_s,
+            kept_age_max_s=self.kept_age_max_s,
         )

@@ -26,6 +26,11 @@ class BrokerLink:
         self.dropped = 0
         """Messages that the connection did not take."""
 
+    @property
+    def violations(self) -> int:
+        """Messages that were none, and were dropped."""
+        return self._violations.total
+
     def send(self, message: Message) -> bool:
         """Whether the connection took it; that it arrives is another thing."""
         if self._socket.send(encode(message)) is SendResult.SENT:

@@ -18,6 +18,8 @@ class RefusalReason(StrEnum):
     NO_WORKERS = "NO_WORKERS"
     BROKER_UNREACHABLE = "BROKER_UNREACHABLE"
     BROKER_DRAINING = "BROKER_DRAINING"
+    BROKER_FULL = "BROKER_FULL"
+    IDEMPOTENCY_MISMATCH = "IDEMPOTENCY_MISMATCH"
     FRONTEND_FULL = "FRONTEND_FULL"
     FRONTEND_DRAINING = "FRONTEND_DRAINING"
     # From a worker to the broker: why a START was not begun.
@@ -39,6 +41,10 @@ class FailureCode(StrEnum):
     """The engine process died; its parent lives and says so."""
     ENGINE_HUNG = "ENGINE_HUNG"
     """The engine process made no progress within its phase's limit and was killed."""
+    DEVICE_POISONED = "DEVICE_POISONED"
+    """The engine process found its device unusable, and ended itself: only a new process can help."""
+    POISON_JOB = "POISON_JOB"
+    """It was the end of two engine processes: it is not tried on a third."""
     ENGINE_ERROR = "ENGINE_ERROR"
     """The engine raised an error, and goes on."""
     NON_FINITE_IMAGE = "NON_FINITE_IMAGE"
@@ -53,7 +59,7 @@ class FailureCode(StrEnum):
     """No worker finished it within the allowed attempts, or none came back in time for another."""
 
 
-ENGINE_DEATHS = frozenset({FailureCode.ENGINE_CRASHED, FailureCode.ENGINE_HUNG})
+ENGINE_DEATHS = frozenset({FailureCode.ENGINE_CRASHED, FailureCode.ENGINE_HUNG, FailureCode.DEVICE_POISONED})
 """Failures that cost the engine process its life. They count as crashes of the job."""
 
 RETRYABLE_FAILURES = frozenset(
@@ -61,6 +67,7 @@ RETRYABLE_FAILURES = frozenset(
         FailureCode.OUT_OF_MEMORY,
         FailureCode.ENGINE_CRASHED,
         FailureCode.ENGINE_HUNG,
+        FailureCode.DEVICE_POISONED,
         FailureCode.WORKER_LOST,
     }
 )

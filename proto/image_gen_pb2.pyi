@@ -78,7 +78,7 @@ class GenerateRequest(_message.Message):
     guidance_scale: _builtins.float
     """1.0-10.0"""
     seed: _builtins.int
-    """drawn by the service when absent"""
+    """chosen by the service when absent: at random, or from the idempotency-key"""
     def __init__(
         self,
         *,
@@ -200,12 +200,13 @@ class WorkerStatus(_message.Message):
     RAM_TOTAL_MB_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
     ENGINE_RESTARTS_FIELD_NUMBER: _builtins.int
+    OUTCOMES_SHED_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     host: _builtins.str
     state: _builtins.str
-    """loading, ready, busy, draining, failed or lost"""
+    """loading, ready, busy, draining, failed, quarantined or lost"""
     job_id: _builtins.str
-    """hexadecimal; empty when it runs nothing"""
+    """hexadecimal, of the first call for it; empty when it runs nothing"""
     model: _builtins.str
     """empty until a model is loaded"""
     engine: _builtins.str
@@ -230,6 +231,8 @@ class WorkerStatus(_message.Message):
     """of the whole host, MiB"""
     ram_total_mb: _builtins.float
     engine_restarts: _builtins.int
+    outcomes_shed: _builtins.int
+    """images and failures that gave way before they were delivered"""
     @_builtins.property
     def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuReading]:
         """the GPUs that this worker may use"""
@@ -257,10 +260,11 @@ class WorkerStatus(_message.Message):
         ram_total_mb: _builtins.float = ...,
         gpus: _abc.Iterable[Global___GpuReading] | None = ...,
         engine_restarts: _builtins.int = ...,
+        outcomes_shed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_percent", b"cpu_percent", "device", b"device", "engine", b"engine", "engine_restarts", b"engine_restarts", "gpus", b"gpus", "host", b"host", "job_id", b"job_id", "model", b"model", "percent", b"percent", "phase", b"phase", "precision", b"precision", "ram_total_mb", b"ram_total_mb", "ram_used_mb", b"ram_used_mb", "reading_age_seconds", b"reading_age_seconds", "report_age_seconds", b"report_age_seconds", "state", b"state", "step", b"step", "steps", b"steps", "warning", b"warning", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_percent", b"cpu_percent", "device", b"device", "engine", b"engine", "engine_restarts", b"engine_restarts", "gpus", b"gpus", "host", b"host", "job_id", b"job_id", "model", b"model", "outcomes_shed", b"outcomes_shed", "percent", b"percent", "phase", b"phase", "precision", b"precision", "ram_total_mb", b"ram_total_mb", "ram_used_mb", b"ram_used_mb", "reading_age_seconds", b"reading_age_seconds", "report_age_seconds", b"report_age_seconds", "state", b"state", "step", b"step", "steps", b"steps", "warning", b"warning", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -290,6 +294,26 @@ class MetricsResponse(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ShedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
     QUEUED_FIELD_NUMBER: _builtins.int
     COMPLETED_FIELD_NUMBER: _builtins.int
@@ -299,6 +323,7 @@ class MetricsResponse(_message.Message):
     WORKERS_FIELD_NUMBER: _builtins.int
     BROKER_ALIVE_FIELD_NUMBER: _builtins.int
     AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    SHED_FIELD_NUMBER: _builtins.int
     in_flight: _builtins.int
     """running on a worker"""
     queued: _builtins.int
@@ -316,6 +341,10 @@ class MetricsResponse(_message.Message):
 
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerStatus]: ...
+    @_builtins.property
+    def shed(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """what was dropped to keep a bound or a fence, by kind"""
+
     def __init__(
         self,
         *,
@@ -328,10 +357,11 @@ class MetricsResponse(_message.Message):
         workers: _abc.Iterable[Global___WorkerStatus] | None = ...,
         broker_alive: _builtins.bool = ...,
         age_seconds: _builtins.float = ...,
+        shed: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "broker_alive", b"broker_alive", "cancelled", b"cancelled", "completed", b"completed", "failed", b"failed", "in_flight", b"in_flight", "queued", b"queued", "rejected", b"rejected", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "broker_alive", b"broker_alive", "cancelled", b"cancelled", "completed", b"completed", "failed", b"failed", "in_flight", b"in_flight", "queued", b"queued", "rejected", b"rejected", "shed", b"shed", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -64,6 +64,20 @@ class ImageGenServicer:
     def Generate(self, request, context):
         """Draws one image. UNAUTHENTICATED, INVALID_ARGUMENT (google.rpc.BadRequest), RESOURCE_EXHAUSTED and
         UNAVAILABLE (google.rpc.ErrorInfo, and google.rpc.RetryInfo where waiting helps) say why there is none.
+
+        Metadata that a call may carry, one entry of each:
+        idempotency-key  1-128 printable ASCII characters. A later call with the same API key and the same
+        idempotency key is a repeat, through whichever frontend: it joins the job while that
+        runs, and gets the finished image while the service still has it, which is for some
+        minutes. Otherwise, and after a failure, the image is drawn again, with the same seed.
+        A repeat that asks for another image is INVALID_ARGUMENT, IDEMPOTENCY_MISMATCH.
+        on-disconnect    What becomes of the job when the last of its callers is gone: "cancel", the default,
+        or "detach": it goes on until its deadline, for a repeat to find it. "detach" needs
+        an idempotency-key.
+
+        Trailing metadata of every answer to a call that had a job, with an image or without:
+        job-id           32 hexadecimal digits to quote to the operator, whose logs name them; each repeat has
+        its own. An error has them in its google.rpc.ErrorInfo as well, as metadata `job_id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,6 +40,20 @@ class ImageGenStub:
     Generate: _grpc.UnaryUnaryMultiCallable[_image_gen_pb2.GenerateRequest, _image_gen_pb2.GenerateResponse]
     """Draws one image. UNAUTHENTICATED, INVALID_ARGUMENT (google.rpc.BadRequest), RESOURCE_EXHAUSTED and
     UNAVAILABLE (google.rpc.ErrorInfo, and google.rpc.RetryInfo where waiting helps) say why there is none.
+
+    Metadata that a call may carry, one entry of each:
+      idempotency-key  1-128 printable ASCII characters. A later call with the same API key and the same
+                       idempotency key is a repeat, through whichever frontend: it joins the job while that
+                       runs, and gets the finished image while the service still has it, which is for some
+                       minutes. Otherwise, and after a failure, the image is drawn again, with the same seed.
+                       A repeat that asks for another image is INVALID_ARGUMENT, IDEMPOTENCY_MISMATCH.
+      on-disconnect    What becomes of the job when the last of its callers is gone: "cancel", the default,
+                       or "detach": it goes on until its deadline, for a repeat to find it. "detach" needs
+                       an idempotency-key.
+
+    Trailing metadata of every answer to a call that had a job, with an image or without:
+      job-id           32 hexadecimal digits to quote to the operator, whose logs name them; each repeat has
+                       its own. An error has them in its google.rpc.ErrorInfo as well, as metadata `job_id`.
     """
     Metrics: _grpc.UnaryUnaryMultiCallable[_image_gen_pb2.MetricsRequest, _image_gen_pb2.MetricsResponse]
     """The state of the whole service: jobs, counters and every worker on every host."""
@@ -52,6 +66,20 @@ class ImageGenAsyncStub(ImageGenStub):
     Generate: _aio.UnaryUnaryMultiCallable[_image_gen_pb2.GenerateRequest, _image_gen_pb2.GenerateResponse]  # type: ignore[assignment]
     """Draws one image. UNAUTHENTICATED, INVALID_ARGUMENT (google.rpc.BadRequest), RESOURCE_EXHAUSTED and
     UNAVAILABLE (google.rpc.ErrorInfo, and google.rpc.RetryInfo where waiting helps) say why there is none.
+
+    Metadata that a call may carry, one entry of each:
+      idempotency-key  1-128 printable ASCII characters. A later call with the same API key and the same
+                       idempotency key is a repeat, through whichever frontend: it joins the job while that
+                       runs, and gets the finished image while the service still has it, which is for some
+                       minutes. Otherwise, and after a failure, the image is drawn again, with the same seed.
+                       A repeat that asks for another image is INVALID_ARGUMENT, IDEMPOTENCY_MISMATCH.
+      on-disconnect    What becomes of the job when the last of its callers is gone: "cancel", the default,
+                       or "detach": it goes on until its deadline, for a repeat to find it. "detach" needs
+                       an idempotency-key.
+
+    Trailing metadata of every answer to a call that had a job, with an image or without:
+      job-id           32 hexadecimal digits to quote to the operator, whose logs name them; each repeat has
+                       its own. An error has them in its google.rpc.ErrorInfo as well, as metadata `job_id`.
     """
     Metrics: _aio.UnaryUnaryMultiCallable[_image_gen_pb2.MetricsRequest, _image_gen_pb2.MetricsResponse]  # type: ignore[assignment]
     """The state of the whole service: jobs, counters and every worker on every host."""
@@ -73,6 +101,20 @@ class ImageGenServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_image_gen_pb2.GenerateResponse, _abc.Awaitable[_image_gen_pb2.GenerateResponse]]:
         """Draws one image. UNAUTHENTICATED, INVALID_ARGUMENT (google.rpc.BadRequest), RESOURCE_EXHAUSTED and
         UNAVAILABLE (google.rpc.ErrorInfo, and google.rpc.RetryInfo where waiting helps) say why there is none.
+
+        Metadata that a call may carry, one entry of each:
+          idempotency-key  1-128 printable ASCII characters. A later call with the same API key and the same
+                           idempotency key is a repeat, through whichever frontend: it joins the job while that
+                           runs, and gets the finished image while the service still has it, which is for some
+                           minutes. Otherwise, and after a failure, the image is drawn again, with the same seed.
+                           A repeat that asks for another image is INVALID_ARGUMENT, IDEMPOTENCY_MISMATCH.
+          on-disconnect    What becomes of the job when the last of its callers is gone: "cancel", the default,
+                           or "detach": it goes on until its deadline, for a repeat to find it. "detach" needs
+                           an idempotency-key.
+
+        Trailing metadata of every answer to a call that had a job, with an image or without:
+          job-id           32 hexadecimal digits to quote to the operator, whose logs name them; each repeat has
+                           its own. An error has them in its google.rpc.ErrorInfo as well, as metadata `job_id`.
         """
 
     @_abc_1.abstractmethod

@@ -4,7 +4,7 @@ Each is a frozen dataclass; the field types carry the limits that the codec enfo
 arrives. Prompts and images travel as `body`, in a frame of their own beside the header.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Final
 
@@ -66,8 +66,9 @@ class JobClaim:
     parameters_digest: Id
     """Digest of prompt and parameters: two jobs of one idempotency key must agree on it."""
     idempotency_hash: Id | None = None
+    """Of the client's idempotency key, scoped to its API key. Repeats of one call have the same."""
     detach: Flag = False
-    """Goes on when its last waiter has left."""
+    """Goes on when its last waiter has left. Only with an idempotency key: nobody could ask for it otherwise."""
     remaining_ms: Milliseconds
     """Time left until its deadline, on the sender's clock at sending. No wall clock crosses a wire."""
     attempts: Attempts = 0
@@ -87,6 +88,8 @@ class WorkerPhase(StrEnum):
     DRAINING = "draining"
     FAILED = "failed"
     """The engine cannot be brought up; the next try is some time away."""
+    QUARANTINED = "quarantined"
+    """Its engine died on two different jobs in a row: it takes none until some time has passed."""
 
 
 class JobPhase(StrEnum):
@@ -105,6 +108,8 @@ class RunningExecution:
     step: Count
     """Denoising steps finished."""
     steps: Count
+    stopping: Flag = False
+    """It was told to stop: it ends without an image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +121,8 @@ class HeldOutcome:
     failure: FailureCode | None
     """None for an image."""
     size_bytes: Count
+    released: Flag = False
+    """An image that was delivered, kept for repeats for as long as there is room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +177,8 @@ class WorkerReport(Header):
     held: Annotated[tuple[HeldOutcome, ...], Field(max_length=MAX_LISTED)] = ()
     readings: Readings | None = None
     engine_restarts: Count = 0
+    outcomes_shed: Count = 0
+    """Outcomes that gave way before they were released, for lack of room or by age."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +192,9 @@ class WorkerView(Header):
     heartbeat_interval_ms: Milliseconds
     cancel: Ids = ()
     release: Ids = ()
+    """Nobody will ask for these outcomes again."""
+    keep: Ids = ()
+    """Released too, but a repeat may ask for them: keep them while there is room."""
     resend: Ids = ()
 
 
@@ -214,13 +226,14 @@ class JobFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Worker to broker, passed on to the frontend as it is: how an execution ended."""
+    """Worker to broker, which passes it on to every frontend that waits: how an execution ended."""
 
     worker_id: Name
     incarnation: Id
     seq: Sequence
     execution_id: Id
     job_id: Id
+    """To a frontend: the job of its own SUBMIT, of which the execution may be shared with others."""
     attempts: Attempts
     crashes: Attempts
     image: ImageMade | None = None
@@ -255,6 +268,8 @@ class JobState(StrEnum):
     RUNNING = "running"
     ENDED = "ended"
     """Its outcome is on the way."""
+    PENDING = "pending"
+    """Neither accepted nor refused yet: the broker has just started, and will judge it soon."""
     UNKNOWN = "unknown"
     """The broker has no such job: submit it again."""
 
@@ -360,6 +375,8 @@ class Snapshot(Header):
     failed: Count
     cancelled: Count
     rejected: dict[RefusalReason, Count]
+    shed: dict[Name, Count] = field(default_factory=dict)
+    """What was dropped to keep a bound or a fence, by kind."""
     workers: Annotated[tuple[WorkerRow, ...], Field(max_length=MAX_LISTED)] = ()
 
 

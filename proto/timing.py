@@ -24,6 +24,11 @@ class Timing:
     """How long an accepted job that came back waits for a worker to run it again."""
     repeat_after_s: float = 1.5
     """How long an unanswered START or OUTCOME is left alone before it is sent again."""
+    rebuild_s: float = 3.0
+    """How long a new broker listens before it judges new jobs, and before it cancels what nobody has claimed.
+    0: not at all."""
+    orphan_grace_s: float = 30.0
+    """How long a job with an idempotency key goes on without a waiter when its frontend was lost."""
     lost_worker_shown_s: float = 300.0
     """How long a lost worker stays in the metrics."""
     drain_s: float = 25.0
@@ -35,6 +40,8 @@ class Timing:
             "repeat_after_s > heartbeat_interval_s": self.repeat_after_s > self.heartbeat_interval_s,
             "broker_silent_s > 2 * heartbeat_interval_s": self.broker_silent_s
             > 2 * self.heartbeat_interval_s,
+            "rebuild_s = 0 or rebuild_s > 2 * heartbeat_interval_s": self.rebuild_s == 0
+            or self.rebuild_s > 2 * self.heartbeat_interval_s,
             "peer_lost_s > probe_after_s + unreachable_grace_s": self.peer_lost_s
             > self.probe_after_s + self.unreachable_grace_s,
         }

@@ -155,6 +155,20 @@ def assert_stopped_and_free(grpc_server: Stack, client: Client, job_id: str) -> 
     assert ended["outcome"] in {"CANCELLED", "DEADLINE_EXCEEDED"}
 
 
+def test_a_killed_broker_costs_a_real_drawing_nothing(grpc_server: Stack, client1: Client) -> None:
+    wish: dict[str, Any] = {"prompt": "a pier", "height": 1024, "width": 1024, "steps": 20, "seed": 5}
+    undisturbed = client1.draw(**wish)
+    call = client1.begin(**wish)
+    running = grpc_server.until_running()
+    grpc_server.broker.kill()
+    grpc_server.broker.start()
+    image = call.image()
+    assert image.image_png == undisturbed.image_png
+    started = grpc_server.workers["worker-1"].events("job started")
+    assert [line["job_id"] for line in started].count(running.job_id) == 1, "drawn once"
+    assert grpc_server.until_state("worker-1", "ready").engine_restarts == 0
+
+
 # --- What comes back --------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from gpu_worker.engines.engine import (
+    EngineBroken,
     EngineJob,
     JobProgress,
     LoadProgress,
@@ -47,6 +48,8 @@ class Fault(StrEnum):
     OUT_OF_MEMORY = "oom"
     ERROR = "error"
     NON_FINITE = "nonfinite"
+    POISONED = "poisoned"
+    """The device is unusable: the process ends itself."""
 
 
 _MARKER: Final = re.compile(rf"(?<!\S)!(?P<fault>{'|'.join(Fault)})@(?P<step>[0-9]{{1,4}})(?!\S)")
@@ -150,6 +153,8 @@ def _suffer(faults: Mapping[int, Fault], step: int) -> None:
             raise RuntimeError(f"fake: error at step {step}")
         case Fault.NON_FINITE:
             raise NonFiniteImage(f"fake: NaN at step {step}")
+        case Fault.POISONED:
+            raise EngineBroken(f"fake: device poisoned at step {step}")
 
 
 def _hang() -> NoReturn:

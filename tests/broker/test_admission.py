@@ -1,4 +1,4 @@
-"""The admission table, row by row and in its order (PROTOCOL.md §6)."""
+"""The admission table, row by row and in its order (PROTOCOL.md §9)."""
 
 import dataclasses
 
@@ -35,11 +35,6 @@ def learn(broker, run_s, parameters=PARAMETERS):
 
 
 def test_no_worker_at_all(broker):
-    early = refused(broker)
-    assert early == (RefusalReason.NO_WORKERS, 1000), "an earlier broker's workers may be about to report"
-    broker.after(2.0)
-    broker.frontend()
-    broker.after(2.1)
     assert refused(broker) == (RefusalReason.NO_WORKERS, None)
 
 

@@ -5,7 +5,8 @@ from samples.wire import EPOCH, PARAMETERS, claim, held, identifier, leave, runn
 
 from broker.actions import SendToFrontend, SendToWorker
 from broker.events import DrainRequested, FromWorker, FrontendUnreachable
-from broker.jobs import Delivering, Dispatched, Failed, Queued, Returned
+from broker.jobs import MAX_ATTEMPTS, Delivering, Dispatched, Failed, Queued, Returned
+from broker.worker_side import STOPPED
 from proto.failures import RETRYABLE_FAILURES, FailureCode, RefusalReason
 from proto.messages import (
     FrontendView,
@@ -107,7 +108,7 @@ def test_a_submit_that_comes_again_brings_its_waiter_and_its_remaining_time(brok
     broker.worker()
     broker.submit(remaining_ms=60_000)
     broker.submit(frontend="second", remaining_ms=5_000)
-    assert broker.job().owner == identifier("second")
+    assert broker.job().waiters[JOB].frontend == identifier("second")
     assert broker.job().deadline == broker.now + 5.0
     broker.frontend()
     assert broker.job() is not None, "its former frontend does not wait for it any more"
@@ -276,7 +277,7 @@ def test_a_failure_that_its_frontend_misses_is_said_again(broker):
     assert broker.counters.failed == 1
 
 
-@pytest.mark.parametrize("code", sorted(set(FailureCode) - RETRYABLE_FAILURES))
+@pytest.mark.parametrize("code", sorted(set(FailureCode) - RETRYABLE_FAILURES - STOPPED))
 def test_a_failure_of_the_job_itself_is_final(broker, code):
     broker.worker()
     broker.failure(broker.run_job(), code)
@@ -284,6 +285,25 @@ def test_a_failure_of_the_job_itself_is_final(broker, code):
     assert outcome.failure == JobFailed(code=code, detail="as told")
     assert outcome.worker_id == "worker"
     assert isinstance(broker.job().state, Failed)
+
+
+@pytest.mark.parametrize("code", sorted(STOPPED))
+def test_what_was_stopped_though_somebody_waits_for_it_runs_again(broker, code):
+    broker.worker()
+    broker.worker("other")
+    broker.failure(broker.run_job(), code)
+    assert broker.to_frontend(Outcome) == []
+    assert broker.started("other").claim.attempts == 2
+
+
+@pytest.mark.parametrize("code", sorted(STOPPED))
+def test_what_was_stopped_at_the_end_of_its_time_does_not(broker, code):
+    broker.worker()
+    execution = broker.run_job(remaining_ms=5_000)
+    broker.after(4.5)
+    broker.failure(execution, code)
+    (outcome,) = broker.to_frontend(Outcome)
+    assert outcome.failure.code is FailureCode.DEADLINE_EXCEEDED
 
 
 # --- Attempts ----------------------------------------------------------------------------------
@@ -407,7 +427,7 @@ def test_the_outcome_of_a_former_execution_is_nobodys(broker):
     assert present not in {None, former}
     broker.image(former)
     assert broker.to_frontend(Outcome) == []
-    assert broker.counters.dropped_outcomes == 1
+    assert broker.counters.shed["fenced_outcomes"] == 1
 
 
 def test_an_execution_that_went_on_while_its_worker_was_lost_is_cancelled(broker):
@@ -571,7 +591,7 @@ def test_a_job_that_had_its_attempts_gets_no_more(broker, accepted, attempts):
     assert broker.starts() == []
     (outcome,) = broker.to_frontend(Outcome)
     assert outcome.failure.code is FailureCode.WORKER_LOST
-    assert outcome.attempts == attempts
+    assert outcome.attempts == MAX_ATTEMPTS
 
 
 def test_a_draining_broker_says_so_and_admits_nothing_new(broker):

@@ -24,12 +24,26 @@ from broker.events import DrainRequested, FromWorker
 from broker.jobs import MAX_ATTEMPTS
 from proto.codec import decode, encode
 from proto.failures import FailureCode, RefusalReason
-from proto.messages import FrontendView, JobFailed, Outcome, Refuse, Snapshot, Start, WorkerPhase, WorkerView
+from proto.messages import (
+    FrontendView,
+    HeldOutcome,
+    JobClaim,
+    JobFailed,
+    Outcome,
+    Refuse,
+    Snapshot,
+    Start,
+    WorkerPhase,
+    WorkerView,
+)
 from proto.notes import Note
 
 WORKERS = ("a", "b", "c")
 FRONTENDS = ("f", "g")
 JOBS = tuple(f"job {n}" for n in range(5))
+KEY_OF = {job: "shared" if n < 2 else "repeats" if n > 2 else job for n, job in enumerate(JOBS)}
+REPEATED = JOBS[3:]
+"""Two calls with one idempotency key."""
 
 workers = st.sampled_from(WORKERS)
 frontends = st.sampled_from(FRONTENDS)
@@ -44,6 +58,15 @@ START_REFUSALS = (
 )
 
 
+def claim_of(job: str, *, detach: bool = False) -> dict[str, object]:
+    repeats = {"idempotency": identifier("again"), "detach": detach} if job in REPEATED else {}
+    return {"key": KEY_OF[job], **repeats}
+
+
+def claimed(job: str) -> JobClaim:
+    return submit(job, **claim_of(job)).claim
+
+
 @dataclass
 class SentStart:
     worker: str
@@ -53,9 +76,11 @@ class SentStart:
 
 
 class BrokerMachine(RuleBasedStateMachine):
+    rebuild_s = 0.0
+
     def __init__(self) -> None:
         super().__init__()
-        self.broker = Driver(queue_limit=1)
+        self.broker = Driver(queue_limit=1, rebuild_s=self.rebuild_s)
         self.lives = dict.fromkeys(WORKERS, 1)
         self.starts: list[SentStart] = []
         self.unanswered: dict[bytes, bytes] = {}
@@ -89,6 +114,9 @@ class BrokerMachine(RuleBasedStateMachine):
         worker = self.broker.core.state.workers.by_incarnation(start.incarnation)
         assert worker is not None, "a START for nobody"
         assert worker.route == route
+        running = worker.report.running
+        if running is not None and running.execution_id == start.execution_id:
+            return  # Its claim is renewed.
         assert worker.report.phase is WorkerPhase.READY, "a START for a worker that is not ready"
         assert worker.unreachable_since is None
         assert 1 <= start.claim.attempts <= MAX_ATTEMPTS
@@ -106,12 +134,18 @@ class BrokerMachine(RuleBasedStateMachine):
             self.starts.append(sent)
 
     def _look_at_outcome(self, outcome: Outcome) -> None:
-        job = self.broker.core.state.jobs.get(outcome.job_id)
-        assert job is not None, "an outcome of a job that nobody waits for"
         if outcome.image is not None:
-            sent = {(s.job_id, s.execution_id) for s in self.starts}
-            assert (outcome.job_id, outcome.execution_id) in sent, "an image that was never asked for"
+            assert self.is_drawn_for(outcome), "an image that was never asked for"
             self.images[outcome.job_id] = (outcome.execution_id, self.broker.now)
+
+    def is_drawn_for(self, outcome: Outcome) -> bool:
+        """Whether its execution was begun for this job, or for one that it repeats."""
+        name = outcome.job_id.decode().rstrip(".")
+        jobs_ = REPEATED if name in REPEATED else (name,)
+        return any(
+            sent.execution_id == outcome.execution_id and sent.job_id in map(identifier, jobs_)
+            for sent in self.starts
+        ) or outcome.execution_id.startswith(b"stray")
 
     def spoke(self, incarnation: bytes) -> None:
         self.unanswered.pop(incarnation, None)
@@ -137,13 +171,19 @@ class BrokerMachine(RuleBasedStateMachine):
         changes = {"phase": data.draw(st.sampled_from(WorkerPhase))} if data.draw(rarely) else {}
         started = self.some_start(worker, data)
         if started is not None and data.draw(st.booleans()):
-            changes["running"] = running(started.execution_id, started.job_id.decode().rstrip("."))
+            job = started.job_id.decode().rstrip(".")
+            changes["running"] = running(started.execution_id, job, claim=claimed(job))
         elif data.draw(rarely):
-            changes["running"] = running(identifier(f"stray {worker}"), data.draw(jobs))
+            job = data.draw(jobs)
+            changes["running"] = running(identifier(f"stray {worker}"), job, claim=claimed(job))
         else:
             kept = [s for s in self.starts[-6:] if s.worker == worker and data.draw(st.booleans())]
-            changes["held"] = tuple(held(s.execution_id, s.job_id.decode().rstrip(".")) for s in kept)
+            changes["held"] = tuple(self._held(s, released=data.draw(rarely)) for s in kept)
         self._report(worker, data.draw(st.sampled_from([1, 1, 1, 2, 0, -1])), **changes)
+
+    def _held(self, started: SentStart, *, released: bool) -> HeldOutcome:
+        job = started.job_id.decode().rstrip(".")
+        return held(started.execution_id, job, claim=claimed(job), released=released and job in REPEATED)
 
     def _report(self, worker: str, seq_step: int, **changes) -> None:
         incarnation = self.incarnation(worker)
@@ -179,13 +219,14 @@ class BrokerMachine(RuleBasedStateMachine):
             message = image_outcome(started.execution_id, job, **changes)
         else:
             message = failure_outcome(started.execution_id, JobFailed(code=code), job, **changes)
-        before = self.broker.job(job)
-        current = None if before is None else before.current_execution
+        is_current = self.broker.core.state.jobs.wanting(started.execution_id) is not None
         self.broker.from_worker(message, b"to " + started.worker.encode())
         self.look()
         passed_on = [o for f in FRONTENDS for o in self.broker.to_frontend(Outcome, f)]
         if code is None:
-            assert (message in passed_on) == (current == started.execution_id)
+            executions = {outcome.execution_id for outcome in passed_on}
+            assert executions <= {started.execution_id}
+            assert bool(executions) or not is_current or not self.broker.core.state.jobs.by_waiter
 
     @rule(data=st.data(), reason=st.sampled_from(START_REFUSALS))
     def start_refused(self, data, reason) -> None:
@@ -223,28 +264,29 @@ class BrokerMachine(RuleBasedStateMachine):
         remaining_ms=st.sampled_from([0, 500, 5_000, 60_000, 2**31]),
         limit=st.sampled_from([1, 1, 2]),
         late=rarely,
+        detach=rarely,
     )
-    def submits(self, job, frontend, accepted, attempts, remaining_ms, limit, late) -> None:
+    def submits(self, job, frontend, accepted, attempts, remaining_ms, limit, late, detach) -> None:
         incarnation = identifier(frontend)
         seq = max(0, self.broker.seq(incarnation) - 3 * late)
         known = self.broker.core.state.frontends.get(incarnation)
         overtaken = known is not None and seq <= known.report_seq
-        was_known = self.broker.job(job) is not None
+        was_known = self.broker.core.state.jobs.of_waiter(identifier(job)) is not None
         message = submit(
             job,
             frontend_id=frontend,
             incarnation=incarnation,
             seq=seq,
-            key=job[:4] if limit == 2 else job,
             accepted=accepted,
             attempts=attempts,
-            remaining_ms=remaining_ms,
+            remaining_ms=remaining_ms if job not in REPEATED else min(remaining_ms, 60_000),
             key_job_limit=limit,
+            **claim_of(job, detach=detach),
         )
         self.broker.from_frontend(message, b"to " + frontend.encode())
         self.look()
         if overtaken or incarnation in self.broker.core.state.frontends.left:
-            assert self.broker.job(job) is None or was_known
+            assert self.broker.core.state.jobs.of_waiter(identifier(job)) is None or was_known
             return
         told = identifier(job) in self.broker.statuses(frontend)
         refusals = [r.job_id for r in self.broker.to_frontend(Refuse, frontend)]
@@ -252,7 +294,7 @@ class BrokerMachine(RuleBasedStateMachine):
         if refusals:
             assert not accepted, "an accepted job was refused"
             assert not was_known, "a known job was refused"
-            assert self.broker.job(job) is None
+            assert self.broker.core.state.jobs.of_waiter(identifier(job)) is None
 
     @rule(frontend=frontends, listed=st.sets(jobs), late=rarely)
     def frontend_reports(self, frontend, listed, late) -> None:
@@ -260,7 +302,7 @@ class BrokerMachine(RuleBasedStateMachine):
         seq = max(0, self.broker.seq(incarnation) - 3 * late)
         known = self.broker.core.state.frontends.get(incarnation)
         overtaken = known is not None and seq <= known.report_seq
-        owned = self.broker.core.state.jobs.owned_by(incarnation)
+        awaited = self.broker.core.state.jobs.waited_for_by(incarnation)
         report = frontend_report(*sorted(listed), frontend_id=frontend, incarnation=incarnation, seq=seq)
         self.broker.from_frontend(report, b"to " + frontend.encode())
         self.look()
@@ -270,17 +312,17 @@ class BrokerMachine(RuleBasedStateMachine):
             :1
         ]
         assert {status.job_id for status in view.jobs} == {identifier(job) for job in listed}
-        for job in owned:
-            left_out = job.claim.job_id not in {identifier(name) for name in listed}
-            if left_out and job.submit_seq <= seq:
-                assert self.broker.core.state.jobs.get(job.job_id) is None, "a cancelled job lives on"
+        for _, waiter_id, waiter in awaited:
+            left_out = waiter_id not in {identifier(name) for name in listed}
+            if left_out and waiter.submit_seq <= seq:
+                assert self.broker.core.state.jobs.of_waiter(waiter_id) is None, "a cancelled job lives on"
 
     @rule(frontend=frontends, sure=rarely)
     def frontend_leaves(self, frontend, sure) -> None:
         if sure:
             self.broker.from_frontend(leave(identifier(frontend)))
             self.look()
-            assert not self.broker.core.state.jobs.owned_by(identifier(frontend))
+            assert not self.broker.core.state.jobs.waited_for_by(identifier(frontend))
 
     # --- Others --------------------------------------------------------------------------------
 
@@ -317,3 +359,13 @@ BrokerMachine.TestCase.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, database=None
 )
 test_peers_that_say_anything = BrokerMachine.TestCase
+
+
+class RestartedBrokerMachine(BrokerMachine):
+    """The same, from the first moment of a broker that has to find out what is going on."""
+
+    rebuild_s = 3.0
+
+
+RestartedBrokerMachine.TestCase.settings = BrokerMachine.TestCase.settings
+test_peers_of_a_restarted_broker_that_say_anything = RestartedBrokerMachine.TestCase

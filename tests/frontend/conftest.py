@@ -21,13 +21,6 @@ LIMIT_S = 10.0
 """For what must happen, however slow this machine is."""
 
 
-@dataclass(frozen=True)
-class DrawCall:
-    job: object
-    key_fingerprint: str
-    time_remaining_s: float
-
-
 class ScriptedCluster:
     """Stands in for the broker client: answers with what a test laid down, or waits until it does."""
 
@@ -51,9 +44,8 @@ class ScriptedCluster:
     async def start(self):
         self.life.append("started")
 
-    async def draw(self, job, key_fingerprint, time_remaining_s):
-        structlog.contextvars.bind_contextvars(job_id="abcdef")
-        self.draws.append(DrawCall(job, key_fingerprint, time_remaining_s))
+    async def draw(self, opened):
+        self.draws.append(opened)
         self.draw_begun.set()
         try:
             await self.may_end.wait()

@@ -14,17 +14,21 @@ REFUSAL_CODES = {
     RefusalReason.CLIENT_BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RefusalReason.ALL_WORKERS_BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RefusalReason.DEADLINE_TOO_SHORT: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    RefusalReason.BROKER_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RefusalReason.FRONTEND_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RefusalReason.WORKERS_NOT_READY: grpc.StatusCode.UNAVAILABLE,
     RefusalReason.NO_WORKERS: grpc.StatusCode.UNAVAILABLE,
     RefusalReason.BROKER_UNREACHABLE: grpc.StatusCode.UNAVAILABLE,
     RefusalReason.BROKER_DRAINING: grpc.StatusCode.UNAVAILABLE,
     RefusalReason.FRONTEND_DRAINING: grpc.StatusCode.UNAVAILABLE,
+    RefusalReason.IDEMPOTENCY_MISMATCH: grpc.StatusCode.INVALID_ARGUMENT,
 }
 FAILURE_CODES = {
     FailureCode.OUT_OF_MEMORY: grpc.StatusCode.RESOURCE_EXHAUSTED,
     FailureCode.ENGINE_CRASHED: grpc.StatusCode.UNAVAILABLE,
     FailureCode.ENGINE_HUNG: grpc.StatusCode.UNAVAILABLE,
+    FailureCode.DEVICE_POISONED: grpc.StatusCode.UNAVAILABLE,
+    FailureCode.POISON_JOB: grpc.StatusCode.INTERNAL,
     FailureCode.WORKER_LOST: grpc.StatusCode.UNAVAILABLE,
     FailureCode.ENGINE_ERROR: grpc.StatusCode.INTERNAL,
     FailureCode.NON_FINITE_IMAGE: grpc.StatusCode.INTERNAL,
@@ -72,6 +76,20 @@ def test_one_attempt_is_not_called_attempts():
     assert status.message.endswith("(1 attempt)")
 
 
+def test_a_job_that_ends_engines_is_said_to_be_at_its_end():
+    status = errors.given_up(JobGivenUp(code=FailureCode.POISON_JOB, detail="SIGSEGV", attempts=2))
+    assert status.message == (
+        "the job ended the engine process of two workers and is not tried again (2 attempts)"
+    )
+
+
+def test_a_repeat_that_asks_for_another_image_hears_which_entry_is_to_blame():
+    refusal = JobRefused(reason=RefusalReason.IDEMPOTENCY_MISMATCH, detail="", retry_after_s=None)
+    status = errors.refused(refusal)
+    (violation,) = unpacked(status, error_details_pb2.BadRequest).field_violations
+    assert (violation.field, violation.description) == ("metadata 'idempotency-key'", status.message)
+
+
 @pytest.mark.parametrize("retry_after_s", [0.0, 0.25, 12.5, 600.0])
 def test_a_retry_delay_is_told_to_programs_and_people(retry_after_s):
     refusal = JobRefused(reason=RefusalReason.ALL_WORKERS_BUSY, detail="", retry_after_s=retry_after_s)
@@ -79,6 +97,11 @@ def test_a_retry_delay_is_told_to_programs_and_people(retry_after_s):
     delay = unpacked(status, error_details_pb2.RetryInfo).retry_delay
     assert delay.seconds + delay.nanos / 1e9 == retry_after_s
     assert f"try again in {retry_after_s:.1f} s" in status.message
+
+
+def test_a_full_broker_says_when_to_come_again():
+    status = errors.refused(JobRefused(reason=RefusalReason.BROKER_FULL, detail="", retry_after_s=1.0))
+    assert unpacked(status, error_details_pb2.RetryInfo).retry_delay.seconds == 1
 
 
 def test_the_brokers_detail_is_part_of_the_message():
@@ -98,3 +121,12 @@ def test_all_violations_are_in_the_message_and_in_the_details():
     assert [violation.field for violation in fields] == ["height", "width"]
     assert all(violation.description in status.message for violation in fields)
     assert errors.reason_of(status) == "INVALID_REQUEST"
+
+
+def test_a_status_of_a_job_names_it_and_is_the_same_otherwise():
+    nameless = errors.given_up(JobGivenUp(code=FailureCode.ENGINE_ERROR, detail="", attempts=1))
+    named = errors.of_job(nameless, "0123abcd")
+    info = unpacked(named, error_details_pb2.ErrorInfo)
+    assert dict(info.metadata) == {"attempts": "1", "job_id": "0123abcd"}
+    assert (info.reason, named.message, named.code) == ("ENGINE_ERROR", nameless.message, nameless.code)
+    assert "job_id" not in unpacked(nameless, error_details_pb2.ErrorInfo).metadata

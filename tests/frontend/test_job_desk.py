@@ -33,7 +33,7 @@ from frontend.events import (
     TimerFired,
     WaiterLeft,
 )
-from frontend.job_desk import GATHER_S, JobDesk
+from frontend.job_desk import DRAIN_RETRY_S, GATHER_S, JobDesk
 from frontend.validation import ValidJob
 from proto.codec import decode, encode
 from proto.failures import FailureCode, RefusalReason
@@ -193,6 +193,15 @@ def test_a_job_is_submitted_at_once(desk):
     )
 
 
+@pytest.mark.parametrize("detach", [False, True])
+def test_a_claim_says_what_is_repeated_and_whether_it_goes_on_alone(desk, detach):
+    desk.open(idempotency_hash=identifier("hash"), detach=detach)
+    assert (desk.submit().claim.idempotency_hash, desk.submit().claim.detach) == (identifier("hash"), detach)
+    desk.status(JobState.RUNNING)
+    desk.status(JobState.UNKNOWN)
+    assert (desk.submit().claim.idempotency_hash, desk.submit().claim.detach) == (identifier("hash"), detach)
+
+
 def test_open_jobs_are_in_every_report(accepted):
     accepted.open("second")
     accepted.after(1.1)
@@ -224,6 +233,43 @@ def test_a_resubmission_says_what_is_known_of_the_job(accepted):
     assert submit.execution_id == EXECUTION
     assert (submit.claim.attempts, submit.claim.crashes) == (2, 1)
     assert submit.claim.remaining_ms == 50_000
+
+
+def test_a_job_that_waits_for_its_judgement_is_neither_accepted_nor_submitted_again(submitted):
+    submitted.status(JobState.PENDING)
+    assert submitted.actions == []
+    submitted.refused(RefusalReason.ALL_WORKERS_BUSY)
+    assert submitted.end().reason is RefusalReason.ALL_WORKERS_BUSY
+
+
+def test_a_job_that_waits_for_its_judgement_is_accepted_by_a_later_view(submitted):
+    submitted.status(JobState.PENDING)
+    submitted.status(JobState.QUEUED)
+    submitted.refused(RefusalReason.ALL_WORKERS_BUSY)
+    assert submitted.actions == []
+
+
+def test_a_job_that_waits_for_its_judgement_is_reported_and_refused_with_its_broker_gone(submitted):
+    submitted.status(JobState.PENDING)
+    submitted.after(1.1)
+    assert submitted.sent(FrontendReport)[-1].jobs == (OpenJob(job_id=JOB),)
+    submitted.status(JobState.PENDING)
+    submitted.after(3.1, answered=False)
+    assert submitted.end().reason is RefusalReason.BROKER_UNREACHABLE
+
+
+def test_a_job_that_waits_for_its_judgement_ends_at_its_deadline(desk):
+    desk.open(remaining_s=0.5)
+    desk.status(JobState.PENDING)
+    desk.after(0.6)
+    assert desk.end().code is FailureCode.DEADLINE_EXCEEDED
+
+
+def test_an_acceptance_is_not_taken_back_by_a_judgement_to_come(accepted):
+    accepted.status(JobState.PENDING)
+    accepted.status(JobState.UNKNOWN)
+    assert accepted.submit().accepted
+    assert accepted.submit().execution_id == EXECUTION
 
 
 def test_counters_only_grow(accepted):
@@ -267,6 +313,18 @@ def test_a_failure_ends_the_job(accepted):
     failure = JobFailed(code=FailureCode.OUT_OF_MEMORY, detail="too large")
     accepted.heard(failure_outcome(EXECUTION, failure, attempts=3))
     assert accepted.end() == JobGivenUp(code=FailureCode.OUT_OF_MEMORY, detail="too large", attempts=3)
+
+
+def test_a_failure_counts_all_attempts_that_anybody_knows_of(accepted):
+    accepted.status(JobState.RUNNING, attempts=3)
+    accepted.heard(failure_outcome(EXECUTION, JobFailed(code=FailureCode.WORKER_LOST), attempts=1))
+    assert accepted.end().attempts == 3
+
+
+def test_a_repeat_for_another_image_ends(submitted):
+    submitted.refused(RefusalReason.IDEMPOTENCY_MISMATCH)
+    assert submitted.end().reason is RefusalReason.IDEMPOTENCY_MISMATCH
+    assert submitted.desk.jobs == {}
 
 
 def test_a_refusal_ends_a_job_that_was_not_accepted(submitted):
@@ -316,6 +374,15 @@ def test_a_waiter_that_left_gets_nothing_and_the_broker_learns_it_soon(accepted)
     assert accepted.actions == []
     accepted.waiter_left()
     assert accepted.actions == []
+
+
+def test_a_detached_job_is_left_out_like_any_other(desk):
+    """The broker knows that it goes on."""
+    desk.open(idempotency_hash=identifier("hash"), detach=True)
+    desk.status(JobState.RUNNING)
+    desk.waiter_left()
+    desk.after(GATHER_S, answered=False)
+    assert desk.report().jobs == ()
 
 
 # --- The broker is away ------------------------------------------------------------------------
@@ -401,9 +468,10 @@ def test_a_draining_desk_refuses_new_jobs_and_keeps_the_open_ones(accepted):
 
 
 def test_leaving_ends_every_job_and_says_good_bye(accepted):
-    accepted.open("second")
+    accepted.open("second", idempotency_hash=identifier("hash"))
     accepted.tell(LeaveRequested())
     assert set(accepted.ends()) == {JOB, identifier("second")}
+    assert {end.retry_after_s for end in accepted.ends().values()} == {DRAIN_RETRY_S}
     (leave,) = accepted.sent(Leave)
     assert leave.incarnation == INCARNATION
     assert accepted.desk.next_deadline() is None
@@ -470,13 +538,23 @@ class DeskMachine(RuleBasedStateMachine):
     def some_job(self, data) -> bytes:
         return data.draw(st.sampled_from(sorted(self.open) or [identifier("unknown")]))
 
-    @rule(remaining_s=st.sampled_from([-1.0, 0.0, 0.4, 5.0, 60.0, 600.0]))
-    def opens(self, remaining_s) -> None:
+    @rule(
+        remaining_s=st.sampled_from([-1.0, 0.0, 0.4, 5.0, 60.0, 600.0]),
+        repeats=st.sampled_from([None, "", "detached"]),
+    )
+    def opens(self, remaining_s, repeats) -> None:
         self.count += 1
         job_id = identifier(f"job {self.count}")
         self.open[job_id] = self.driver.now + remaining_s
         job = ValidJob(prompt="p", parameters=PARAMETERS, digest=identifier("digest"))
-        opened = JobOpened(job_id=job_id, key_fingerprint="key", job=job, time_remaining_s=remaining_s)
+        opened = JobOpened(
+            job_id=job_id,
+            key_fingerprint="key",
+            job=job,
+            time_remaining_s=remaining_s,
+            idempotency_hash=identifier("hash") if repeats is not None else None,
+            detach=bool(repeats),
+        )
         self.tell(opened)
 
     @rule(data=st.data())

@@ -1,6 +1,7 @@
 """Generate, from a real gRPC client to a scripted cluster and back."""
 
 import asyncio
+import json
 
 import grpc
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import image_gen_pb2
+import image_gen_pb2_grpc
 from frontend.actions import ImageDelivered, JobGivenUp, JobRefused
 from frontend.auth import fingerprint
 from frontend.service import SERVICE_NAME, encode_answer
@@ -61,6 +63,58 @@ async def test_without_a_seed_each_call_gets_another(frontend):
     assert first.digest == second.digest
 
 
+async def test_a_plain_call_has_no_repeats_and_ends_with_its_caller(frontend):
+    await frontend.generate()
+    (draw,) = frontend.cluster.draws
+    assert (draw.idempotency_hash, draw.detach) == (None, False)
+
+
+async def test_a_repeat_is_another_job_with_the_same_hash_digest_and_seed(frontend):
+    metadata = (*frontend.key, ("idempotency-key", "order 66"), ("on-disconnect", "detach"))
+    await frontend.generate(metadata=metadata)
+    await frontend.generate(metadata=metadata)
+    first, second = frontend.cluster.draws
+    assert first.job_id != second.job_id
+    assert first.idempotency_hash == second.idempotency_hash
+    assert len(first.idempotency_hash) == 16
+    assert first.job == second.job
+    assert first.detach
+    assert second.detach
+
+
+async def test_an_idempotency_key_counts_for_its_api_key(frontend):
+    for key in ("key-of-alice", "key-of-bob"):
+        await frontend.generate(metadata=(("api-key", key), ("idempotency-key", "order 66")))
+    first, second = frontend.cluster.draws
+    assert first.idempotency_hash != second.idempotency_hash
+    assert first.job.parameters.seed != second.job.parameters.seed
+
+
+async def test_a_seed_that_the_caller_gave_stays_in_a_repeat(frontend):
+    await frontend.generate(seed=3, metadata=(*frontend.key, ("idempotency-key", "order 66")))
+    assert frontend.cluster.draws[0].job.parameters.seed == 3
+
+
+async def test_bad_metadata_and_bad_fields_are_named_together_and_the_key_is_not_told(frontend, log_lines):
+    secret = "s3cret" * 30
+    metadata = (*frontend.key, ("idempotency-key", secret), ("on-disconnect", "perhaps"))
+    status = await failure(frontend.generate(height=0, metadata=metadata))
+    assert code_of(status) is grpc.StatusCode.INVALID_ARGUMENT
+    bad_request = error_details_pb2.BadRequest.FromString(status.details[1].value)
+    named = {violation.field for violation in bad_request.field_violations}
+    assert named == {"height", "metadata 'idempotency-key'", "metadata 'on-disconnect'"}
+    assert "s3cret" not in str(status)
+    assert "s3cret" not in str(await end_of_call(log_lines))
+    assert not frontend.cluster.draws
+
+
+async def test_bad_metadata_alone_is_an_invalid_argument(frontend):
+    status = await failure(frontend.generate(metadata=(*frontend.key, ("on-disconnect", "detach"))))
+    assert code_of(status) is grpc.StatusCode.INVALID_ARGUMENT
+    assert "'detach' needs a metadata entry 'idempotency-key'" in status.message
+    assert not frontend.cluster.draws
+
+
 @pytest.mark.parametrize(
     ("timeout", "lowest", "highest"), [(5.0, 3.0, 5.1), (3000.0, 600.0, 600.0), (None, 600.0, 600.0)]
 )
@@ -98,6 +152,76 @@ async def test_a_job_that_was_given_up_says_how_often_it_was_tried(frontend):
     status = await failure(frontend.generate())
     assert code_of(status) is grpc.StatusCode.UNAVAILABLE
     assert "3 attempts" in status.message
+
+
+async def test_an_image_comes_with_the_id_of_its_job(frontend):
+    call = frontend.generate()
+    await call
+    assert dict(await call.trailing_metadata())["job-id"] == frontend.cluster.draws[0].job_id.hex()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        JobRefused(reason=RefusalReason.NO_WORKERS, detail="", retry_after_s=1.0),
+        JobGivenUp(code=FailureCode.ENGINE_ERROR, detail="x", attempts=1),
+        RuntimeError("a bug"),
+    ],
+)
+async def test_a_call_that_failed_has_the_id_of_its_job_for_programs_and_people(frontend, end):
+    frontend.cluster.end = end
+    call = frontend.generate()
+    status = await failure(call)
+    job_id = frontend.cluster.draws[0].job_id.hex()
+    assert dict(await call.trailing_metadata())["job-id"] == job_id
+    assert error_details_pb2.ErrorInfo.FromString(status.details[0].value).metadata["job_id"] == job_id
+
+
+async def test_a_call_without_a_job_has_no_job_id(frontend):
+    await frontend.generate()
+    refused = frontend.generate(height=0)
+    status = await failure(refused)
+    assert "job-id" not in dict(await refused.trailing_metadata())
+    assert not error_details_pb2.ErrorInfo.FromString(status.details[0].value).metadata
+    ping = frontend.stub.Ping(image_gen_pb2.PingRequest(), metadata=frontend.key)
+    await ping
+    assert "job-id" not in dict(await ping.trailing_metadata())
+
+
+RETRYING = {
+    "methodConfig": [
+        {
+            "name": [{"service": SERVICE_NAME}],
+            "retryPolicy": {
+                "maxAttempts": 2,
+                "initialBackoff": "0.01s",
+                "maxBackoff": "0.01s",
+                "backoffMultiplier": 1,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+
+async def test_a_client_whose_grpc_retries_gets_its_image_as_the_same_call(frontend, monkeypatch):
+    """gRPC retries no call that the server has begun to answer: so the job's id comes at the end."""
+    draw = frontend.cluster.draw
+
+    async def refuse_the_first(opened):
+        image = await draw(opened)
+        refused = JobRefused(reason=RefusalReason.NO_WORKERS, detail="", retry_after_s=None)
+        return refused if len(frontend.cluster.draws) == 1 else image
+
+    monkeypatch.setattr(frontend.cluster, "draw", refuse_the_first)
+    target, options = f"127.0.0.1:{frontend.grpc_port}", [("grpc.service_config", json.dumps(RETRYING))]
+    async with grpc.aio.insecure_channel(target, options=options) as channel:
+        generate = image_gen_pb2_grpc.ImageGenStub(channel).Generate
+        request = image_gen_pb2.GenerateRequest(height=8, width=8, num_inference_steps=1, guidance_scale=1)
+        answer = await generate(request, metadata=(*frontend.key, ("idempotency-key", "order 66")))
+    assert answer.image_png
+    first, second = frontend.cluster.draws
+    assert (first.idempotency_hash, first.job) == (second.idempotency_hash, second.job)
 
 
 async def test_a_bug_is_an_internal_error_that_tells_nothing_and_the_service_goes_on(frontend):
@@ -146,7 +270,7 @@ async def test_every_call_leaves_one_line_without_key_and_prompt(frontend, log_l
     assert line["reason"] == "NO_WORKERS"
     assert line["key_fingerprint"] == fingerprint("key-of-alice")
     assert line["duration_s"] >= 0
-    assert line["job_id"] == "abcdef"
+    assert line["job_id"] == frontend.cluster.draws[0].job_id.hex()
     assert "private" not in str(line)
     assert "key-of-alice" not in str(line)
 

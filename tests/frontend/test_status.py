@@ -82,8 +82,17 @@ def full_picture():
             running=running(),
             model=model,
         ),
-        row("w2", "b", state="loading", activity="reading weights", percent=40, engine_restarts=2),
+        row(
+            "w2",
+            "b",
+            state="loading",
+            activity="reading weights",
+            percent=40,
+            engine_restarts=2,
+            outcomes_shed=2**33,
+        ),
         rejected={RefusalReason.CLIENT_BUSY: 7, RefusalReason.ALL_WORKERS_BUSY: 2**40},
+        shed={"stale_outcomes": 2**40},
         completed=2**50,
         age_s=1.5,
     )
@@ -153,6 +162,7 @@ def test_a_row_says_what_a_worker_does():
     assert (busy.job_id, busy.phase, busy.step, busy.steps) == (JOB_ID.hex(), "step", 3, 20)
     assert (busy.model, busy.engine, busy.device, busy.warning) == ("FLUX.1-dev", "flux", "cuda:0", "slow")
     assert (loading.phase, loading.percent, loading.engine_restarts) == ("reading weights", 40, 2)
+    assert (busy.outcomes_shed, loading.outcomes_shed) == (0, 2**33)
     assert loading.cpu_percent is None
     assert loading.reading_age_s is None
 
@@ -164,6 +174,18 @@ def test_what_the_frontend_refused_itself_is_counted_as_well():
     assert rejected == {"ALL_WORKERS_BUSY": 2**40, "BROKER_UNREACHABLE": 3, "CLIENT_BUSY": 8}
 
 
+def test_what_the_frontend_dropped_itself_is_counted_as_well():
+    own = {"frontend_unsent_messages": 3, "stale_outcomes": 1}
+    seen = dataclasses.replace(full_picture(), own_shed=own)
+    assert service_status(seen).shed == {"frontend_unsent_messages": 3, "stale_outcomes": 2**40 + 1}
+    alone = ServicePicture(snapshot=None, age_s=0.0, broker_alive=False, own_shed=own)
+    assert service_status(alone).shed == own
+
+
+def test_a_quarantined_worker_is_not_alive():
+    assert not service_status(picture(row("w", "a", state="quarantined"))).worker_alive
+
+
 def test_the_document_is_json_with_the_contracts_fields():
     document = json.loads(
         json.dumps(metrics_document(service_status(full_picture()), THIS_HOST, grpc_alive=False))
@@ -171,6 +193,8 @@ def test_the_document_is_json_with_the_contracts_fields():
     assert document["grpc_alive"] is False
     assert document["worker_alive"] is True
     assert document["rejected"] == {"ALL_WORKERS_BUSY": 2**40, "CLIENT_BUSY": 7}
+    assert document["shed"] == {"stale_outcomes": 2**40}
+    assert document["workers"][1]["outcomes_shed"] == 2**33
     assert document["workers"][0]["gpus"][0]["memory_used_mb"] == 10.0
     assert {"in_flight", "queued", "completed", "failed", "cancelled", "broker_alive", "age_s"} <= set(
         document
@@ -184,6 +208,7 @@ def test_both_formats_say_the_same():
     for name in ("in_flight", "queued", "completed", "failed", "cancelled", "broker_alive"):
         assert getattr(response, name) == document[name]
     assert dict(response.rejected) == document["rejected"]
+    assert dict(response.shed) == document["shed"]
     assert response.age_seconds == document["age_s"]
     for sent, shown in zip(response.workers, document["workers"], strict=True):
         for field in image_gen_pb2.WorkerStatus.DESCRIPTOR.fields:

@@ -218,12 +218,23 @@ async def test_a_crash_is_an_exit_with_its_reason() -> None:
         watched.process.run(crashing)
         exited = await watched.until(EngineExited)
         assert exited.reason.startswith("killed by SIGKILL, not by this worker")
-        assert not exited.hopeless
+        assert (exited.hopeless, exited.code) == (False, None)
         # All of this is too late, and harmless.
         watched.process.run(job())
         watched.process.cancel(crashing.execution_id)
         watched.process.kill()
     assert [event.step for event in watched.of(crashing) if isinstance(event, EngineProgress)][-1] == 1
+
+
+async def test_an_unusable_device_ends_the_process_and_says_so() -> None:
+    poisoned = job("!poisoned@2")
+    async with ready() as watched:
+        watched.process.run(poisoned)
+        exited = await watched.until(EngineExited)
+        assert exited.code is FailureCode.DEVICE_POISONED
+        assert exited.reason == "EngineBroken: fake: device poisoned at step 2"
+        assert not exited.hopeless
+    assert all(isinstance(event, EngineProgress) for event in watched.of(poisoned)), "its end is the job's"
 
 
 async def test_a_hung_engine_ignores_cancel_and_can_be_killed() -> None:
@@ -286,7 +297,7 @@ async def test_a_process_that_cannot_be_made_is_an_exit(monkeypatch: pytest.Monk
 async def test_an_unusable_model_is_hopeless(tmp_path: Path) -> None:
     async with started(FluxFolder(path=tmp_path / "nowhere")) as watched:
         exited = await watched.until(EngineExited)
-        assert exited.hopeless
+        assert (exited.hopeless, exited.code) == (True, None)
         assert f"{tmp_path / 'nowhere'}: no such folder" in exited.reason
 
 
@@ -297,26 +308,33 @@ async def test_it_insists_on_the_main_thread() -> None:
 
 
 PARENT = """
-import asyncio, os
+import asyncio, sys
 from gpu_worker.engine_pipe import EngineOptions
 from gpu_worker.engine_process import EngineProcess
 from gpu_worker.engines.engine import EngineJob
-from gpu_worker.events import EngineProgress, EngineReady
-from gpu_worker.model_store import EngineChoice, Fake, FluxFolder
+from gpu_worker.events import EngineLoading, EngineProgress, EngineReady
+from gpu_worker.model_store import Fake
 from proto.messages import ImageParameters
+
+moment, prompt = sys.argv[1:]
 
 async def run():
     parameters = ImageParameters(height=8, width=8, steps=1000, guidance=1.0, seed=1)
-    job = EngineJob(execution_id=bytes(16), job_id=bytes(16), prompt="{prompt}", parameters=parameters)
+    job = EngineJob(execution_id=bytes(16), job_id=bytes(16), prompt=prompt, parameters=parameters)
 
     def hear(event):
         if isinstance(event, EngineReady):
             engine.run(job)
-        if isinstance(event, EngineProgress) and event.step == 1:
+        is_loading = isinstance(event, EngineLoading) and event.activity == "pretending to load"
+        is_drawing = isinstance(event, EngineProgress) and event.step == 1
+        if is_loading and moment == "loading" or is_drawing and moment == "drawing":
             print(engine.pid, flush=True)
 
-    engine = EngineProcess(1, Fake(step_s=0.01, load_s=0.0, faults=True), EngineOptions(), hear)
+    load_s = 600.0 if moment == "loading" else 0.0
+    engine = EngineProcess(1, Fake(step_s=0.01, load_s=load_s, faults=True), EngineOptions(), hear)
     engine.start()
+    if moment == "starting":
+        print(engine.pid, flush=True)
     await asyncio.Event().wait()
 
 if __name__ == "__main__":
@@ -324,13 +342,27 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("prompt", ["busy", "!hang@2"])
-@pytest.mark.parametrize("freeze", [False, True])
-def test_a_killed_worker_leaves_no_process_behind(tmp_path: Path, prompt: str, freeze: bool) -> None:
+@pytest.mark.parametrize(
+    ("moment", "prompt", "freeze"),
+    [
+        # The kernel is not yet asked to end it with its worker: it must look by itself.
+        ("starting", "", False),
+        ("loading", "", False),
+        ("loading", "", True),
+        ("drawing", "busy", False),
+        ("drawing", "busy", True),
+        ("drawing", "!hang@2", False),
+        ("drawing", "!hang@2", True),
+    ],
+)
+def test_a_killed_worker_leaves_no_process_behind(
+    tmp_path: Path, moment: str, prompt: str, freeze: bool
+) -> None:
     script = tmp_path / "parent.py"
-    script.write_text(PARENT.replace("{prompt}", prompt))
+    script.write_text(PARENT)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=environment) as worker:
+    command = [sys.executable, script, moment, prompt]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as worker:
         assert worker.stdout is not None
         engine_pid = int(worker.stdout.readline())
         children = [child.pid for child in psutil.Process(worker.pid).children(recursive=True)]

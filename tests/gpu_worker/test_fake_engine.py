@@ -10,6 +10,7 @@ from PIL import Image
 
 from gpu_worker.engine_child import encode_png
 from gpu_worker.engines.engine import (
+    EngineBroken,
     EngineJob,
     JobCancelled,
     NonFiniteImage,
@@ -123,6 +124,7 @@ def test_cancelling_stops_it_between_two_steps() -> None:
         ("a cat !crash@3", {3: Fault.CRASH}),
         ("!hang@0 then !oom@12", {0: Fault.HANG, 12: Fault.OUT_OF_MEMORY}),
         ("!error@1 !nonfinite@1", {1: Fault.ERROR}),
+        ("!poisoned@2", {2: Fault.POISONED}),
         ("!crash", {}),
         ("!crash@", {}),
         ("!crash@-1", {}),
@@ -141,7 +143,12 @@ def test_markers_are_read_strictly(prompt: str, faults: dict[int, Fault]) -> Non
 
 @pytest.mark.parametrize(
     ("prompt", "error"),
-    [("!oom@1", OutOfDeviceMemory), ("!error@2", RuntimeError), ("!nonfinite@0", NonFiniteImage)],
+    [
+        ("!oom@1", OutOfDeviceMemory),
+        ("!error@2", RuntimeError),
+        ("!nonfinite@0", NonFiniteImage),
+        ("!poisoned@3", EngineBroken),
+    ],
 )
 def test_faults_happen_only_where_they_are_enabled(prompt: str, error: type[Exception]) -> None:
     with pytest.raises(error, match="fake"):

@@ -102,8 +102,8 @@ def test_the_pace_stays_within_reason(ready, told_ms, shortest_s, longest_s):
     ready.after(1.0)
     ready.viewed(heartbeat_interval_ms=told_ms)
     ready.loading()
-    ready.session.contact.reported(ready.now)
-    assert shortest_s <= ready.session.contact.next_report_at - ready.now <= longest_s
+    ready.session.broker.contact.reported(ready.now)
+    assert shortest_s <= ready.session.broker.contact.next_report_at - ready.now <= longest_s
 
 
 def test_a_new_life_of_the_broker_gets_a_report_at_once(ready):
@@ -182,6 +182,52 @@ def test_a_start_that_comes_again_changes_nothing(busy):
     busy.viewed(release=(EXECUTION,))
     busy.start()
     assert busy.deeds() == [], "it has ended"
+
+
+def test_a_start_that_comes_again_says_whose_the_running_job_is_now(busy):
+    wanted = claim(detach=True, idempotency_hash=identifier("hash"), remaining_ms=90_000)
+    busy.start(claim=wanted)
+    assert busy.deeds() == [], "it begins nothing"
+    busy.after(1.1)
+    running = busy.reports()[-1].running
+    assert (running.claim.detach, running.claim.idempotency_hash) == (True, identifier("hash"))
+    assert running.claim.remaining_ms == pytest.approx(89_000, abs=200)
+    busy.finished()
+    assert busy.report().held[0].claim == wanted
+
+
+def test_a_start_that_comes_again_never_shortens_the_time(busy):
+    busy.after(2.0)
+    deadline = busy.session.slot.deadline
+    busy.start(claim=claim(remaining_ms=10))
+    assert busy.session.slot.deadline == deadline
+    assert busy.cancelled() == []
+
+
+def test_a_start_that_comes_again_lengthens_the_time(worker):
+    worker.run_job(claim=claim(remaining_ms=2_000))
+    worker.after(1.5)
+    worker.start(claim=claim(remaining_ms=2_000))
+    worker.after(1.9)
+    assert worker.cancelled() == []
+    worker.after(0.2)
+    assert worker.cancelled() == [EXECUTION]
+
+
+@pytest.mark.parametrize("changes", [{"epoch": identifier("old")}, {"incarnation": identifier("old")}])
+def test_a_stale_start_of_the_running_job_changes_nothing(busy, changes):
+    before = busy.session.slot
+    busy.start(claim=claim(detach=True), **changes)
+    assert busy.deeds() == []
+    assert busy.session.slot == before
+
+
+def test_a_start_of_a_job_that_stops_changes_nothing(busy):
+    busy.viewed(cancel=(EXECUTION,))
+    before = busy.session.slot
+    busy.start(claim=claim(detach=True, remaining_ms=90_000))
+    assert busy.deeds() == []
+    assert busy.session.slot == before
 
 
 def test_it_remembers_enough_of_what_has_ended(ready):
@@ -306,6 +352,67 @@ def test_an_outcome_that_nobody_releases_is_dropped_in_the_end(busy):
     assert len(busy.session.held) == 0
 
 
+def test_outcomes_that_nobody_released_in_time_are_counted(ready):
+    for n in range(3):
+        ready.draw(n, png=bytes(400))
+        ready.viewed()
+    ready.after(1.1)
+    assert ready.reports()[-1].outcomes_shed == 1, "by bytes"
+    ready.after(121.0)
+    assert ready.reports()[-1].outcomes_shed == 3, "by age"
+
+
+def test_a_kept_image_is_listed_as_released_and_can_be_sent_again(busy):
+    busy.finished(png=b"these pixels")
+    busy.viewed(keep=(EXECUTION, identifier("unknown")))
+    assert busy.deeds() == []
+    busy.after(1.1)
+    listed = HeldOutcome(execution_id=EXECUTION, claim=claim(), failure=None, size_bytes=12, released=True)
+    assert busy.reports()[-1].held == (listed,)
+    busy.viewed(resend=(EXECUTION,))
+    assert busy.outcome().body == b"these pixels"
+    busy.start()
+    assert busy.deeds() == [], "it has ended"
+
+
+def test_a_kept_image_is_kept_for_its_time_and_is_not_missed(busy):
+    busy.finished()
+    busy.after(60.0)
+    busy.viewed(keep=(EXECUTION,))
+    busy.after(299.0)
+    busy.viewed(keep=(EXECUTION,))
+    busy.after(0.9)
+    assert EXECUTION in busy.session.held
+    busy.after(0.2)
+    assert EXECUTION not in busy.session.held
+    busy.after(1.1)
+    assert busy.reports()[-1].outcomes_shed == 0
+
+
+def test_a_kept_image_is_dropped_when_it_is_released(busy):
+    busy.finished()
+    busy.viewed(keep=(EXECUTION,))
+    busy.viewed(release=(EXECUTION,))
+    busy.viewed(resend=(EXECUTION,))
+    assert busy.sent(Outcome) == []
+
+
+def test_a_failure_is_not_kept(busy):
+    busy.failed(FailureCode.OUT_OF_MEMORY)
+    busy.viewed(keep=(EXECUTION,))
+    assert len(busy.session.held) == 0
+
+
+def test_what_is_sent_again_is_not_pushed_out_by_what_is_kept_at_once(ready):
+    for n in range(3):
+        ready.draw(n)
+        if n < 2:
+            ready.viewed(keep=(identifier(n),))
+    ready.viewed(keep=(identifier(2),), resend=(identifier(0),))
+    assert ready.outcome().execution_id == identifier(0)
+    assert identifier(0) not in ready.session.held, "two are kept at most"
+
+
 def test_a_failure_of_the_job_is_an_outcome(busy):
     busy.failed(FailureCode.OUT_OF_MEMORY, "too large")
     outcome = busy.outcome()
@@ -406,6 +513,18 @@ def test_a_drained_worker_does_not_wait_for_ever_for_a_release(busy):
     busy.after(1.9)
     assert not busy.left()
     busy.after(0.2)
+    assert busy.left()
+    assert busy.exit().code == 0
+
+
+def test_kept_images_do_not_hold_up_a_drained_worker(busy):
+    busy.finished()
+    busy.viewed(keep=(EXECUTION,))
+    busy.start("next")
+    busy.drain()
+    busy.finished("next")
+    assert not busy.left()
+    busy.viewed(keep=(identifier("next"),))
     assert busy.left()
     assert busy.exit().code == 0
 

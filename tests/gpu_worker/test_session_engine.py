@@ -4,8 +4,9 @@ import pytest
 from samples.session_driver import SessionDriver
 from samples.wire import claim, identifier
 
-from gpu_worker.actions import RunJob
+from gpu_worker.actions import Exit, RunJob
 from gpu_worker.engine_keeper import Dying
+from gpu_worker.events import TimerFired
 from proto.failures import FailureCode
 from proto.messages import JobPhase, Outcome, WorkerPhase
 
@@ -67,11 +68,7 @@ def test_an_engine_that_keeps_dying_is_started_less_and_less_often(worker):
     pauses = []
     for _ in range(6):
         worker.exited()
-        died_at = worker.now
-        while not worker.started():
-            assert worker.session.next_deadline() - worker.now < 60
-            worker.after(0.25)
-        pauses.append(worker.now - died_at)
+        pauses.append(worker.wait_for_engine())
     assert pauses == pytest.approx([0.0, 1.0, 2.0, 4.0, 5.0, 5.0])
 
 
@@ -89,8 +86,7 @@ def test_a_ready_engine_sets_the_pauses_back(worker):
     worker.become_ready()
     for _ in range(4):
         worker.exited()
-        while not worker.started():
-            worker.after(0.25)
+        worker.wait_for_engine()
     worker.ready()
     worker.exited()
     assert worker.started()
@@ -102,6 +98,83 @@ def test_a_hopeless_model_ends_the_worker(worker):
     assert worker.exit().code == 78
     assert worker.exit().reason == "no model in /models/flux"
     assert worker.started() == []
+
+
+def test_a_job_whose_engine_says_that_its_device_is_unusable_fails_with_that(busy):
+    busy.exited("EngineBroken: CUDA error", code=FailureCode.DEVICE_POISONED)
+    outcome = busy.outcome()
+    assert outcome.failure.code is FailureCode.DEVICE_POISONED
+    assert outcome.failure.detail == "EngineBroken: CUDA error"
+    assert outcome.crashes == 1
+    assert busy.started() == [2]
+
+
+def test_a_cancelled_job_stays_one_whatever_its_engine_says_in_the_end(busy):
+    busy.viewed(cancel=(EXECUTION,))
+    busy.exited("EngineBroken: CUDA error", code=FailureCode.DEVICE_POISONED)
+    assert busy.outcome().failure.code is FailureCode.CANCELLED
+    assert busy.outcome().crashes == 0
+
+
+# --- The end of patience -----------------------------------------------------------------------
+
+
+def die_unready(worker: SessionDriver, times: int) -> None:
+    for _ in range(times):
+        worker.wait_for_engine()
+        worker.exited("no CUDA device")
+
+
+def test_a_worker_without_hope_of_an_engine_tells_the_broker_and_ends():
+    worker = SessionDriver(engine_failures_max=3)
+    worker.tell(TimerFired())
+    die_unready(worker, 2)
+    assert worker.of(Exit) == []
+    die_unready(worker, 1)
+    leave, over = worker.deeds()
+    assert "3 engine processes" in leave.message.reason
+    assert over == worker.exit()
+    assert over.code == 1
+    assert "3 engine processes" in over.reason
+    assert "no CUDA device" in over.reason
+    assert worker.left()
+
+
+def test_processes_that_hang_in_loading_count_as_well():
+    worker = SessionDriver(engine_failures_max=2)
+    worker.after(50.1)
+    worker.exited("killed by SIGKILL")
+    worker.after(50.1)
+    assert worker.killed() == [2]
+    worker.exited("killed by SIGKILL")
+    assert worker.exit().code == 1
+
+
+def test_an_engine_that_became_ready_is_a_new_beginning():
+    worker = SessionDriver(engine_failures_max=3)
+    worker.tell(TimerFired())
+    worker.viewed()
+    die_unready(worker, 2)
+    worker.wait_for_engine()
+    worker.ready()
+    worker.exited()
+    assert worker.started(), "its own death is none of those"
+    die_unready(worker, 2)
+    assert worker.of(Exit) == []
+    die_unready(worker, 1)
+    assert worker.exit().code == 1
+
+
+def test_a_draining_worker_just_leaves():
+    worker = SessionDriver(engine_failures_max=1)
+    worker.become_ready()
+    worker.draw()
+    worker.exited()
+    worker.drain()
+    worker.exited()
+    assert worker.of(Exit) == []
+    worker.viewed(release=(EXECUTION,))
+    assert worker.exit().code == 0
 
 
 # --- Hanging -----------------------------------------------------------------------------------

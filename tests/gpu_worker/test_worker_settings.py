@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpu_worker.engines.engine import ModelUnusable
+from gpu_worker.limits import SessionLimits
 from gpu_worker.model_store import Embedded, Fake
 from gpu_worker.settings import WorkerSettings
 from proto.configuration import load_settings
@@ -32,7 +33,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert settings.worker_id.startswith(f"{socket.gethostname()}-")
     assert settings.cache_dir == tmp_path / "cache" / "flux-server"
     assert settings.engine_options.threads is None
-    assert settings.session_limits.held_bytes_max == 64 * 1024 * 1024
+    assert settings.session_limits == SessionLimits()
 
 
 def test_environment_and_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +47,21 @@ def test_environment_and_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.worker_id == "rack4.gpu-1"
     assert settings.engine_options.cuda_visible_devices == "1,0"
     assert settings.session_limits.step_s == 5
+
+
+def test_the_bounds_of_a_session() -> None:
+    limits = load(
+        *("--engine-failures-max", "3", "--quarantine-s", "0", "--kept-age-max-s", "20"),
+        *("--held-bytes-max", "2097152", "--held-age-max-s", "9", "--engine-backoff-max-s", "8"),
+    ).session_limits
+    assert limits == SessionLimits(
+        engine_failures_max=3,
+        quarantine_s=0,
+        kept_age_max_s=20,
+        held_bytes_max=2 * 1024 * 1024,
+        held_age_max_s=9,
+        backoff_max_s=8,
+    )
 
 
 def test_without_a_home_the_cache_is_still_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +151,9 @@ def test_a_model_folder_that_is_named_must_hold_a_model(tmp_path: Path) -> None:
         (["--step-limit-s", "0"], ["--step-limit-s", "greater than 0"]),
         (["--held-bytes-max", "5"], ["--held-bytes-max"]),
         (["--engine-backoff-s", "9", "--engine-backoff-max-s", "3"], ["engine_backoff_max_s"]),
+        (["--engine-failures-max", "0"], ["--engine-failures-max", "greater than or equal to 1"]),
+        (["--quarantine-s", "-1"], ["--quarantine-s", "greater than or equal to 0"]),
+        (["--kept-age-max-s", "-1"], ["--kept-age-max-s", "greater than or equal to 0"]),
         (["--fake-step-s", "nan"], ["--fake-step-s"]),
     ],
 )

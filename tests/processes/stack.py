@@ -168,6 +168,8 @@ class Client:
         guidance: float = 2.5,
         seed: int | None = None,
         deadline_s: float | None = None,
+        idempotency_key: str | None = None,
+        detach: bool = False,
     ) -> OpenCall:
         request = image_gen_pb2.GenerateRequest(
             prompt=prompt,
@@ -177,7 +179,12 @@ class Client:
             guidance_scale=guidance,
             seed=seed,
         )
-        return OpenCall(self.stub.Generate.future(request, timeout=deadline_s, metadata=self.metadata))
+        metadata = self.metadata
+        if idempotency_key is not None:
+            metadata += (("idempotency-key", idempotency_key),)
+        if detach:
+            metadata += (("on-disconnect", "detach"),)
+        return OpenCall(self.stub.Generate.future(request, timeout=deadline_s, metadata=metadata))
 
     def draw(self, prompt: str = "a lighthouse", *, steps: int = 1, **wishes: Any) -> Drawn:
         return self.begin(prompt, steps=steps, **wishes).image()

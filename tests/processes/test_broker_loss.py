@@ -34,15 +34,47 @@ def test_a_restart_in_the_middle_of_a_job_costs_no_image(
     prompt = f"a valley, {end.__name__}"
     with stack.held():
         call = stack.client().begin(prompt, seed=11, width=80)
-        stack.until_running()
+        running = stack.until_running()
+        started = stack.broker.until_event("job dispatched", job_id=running.job_id)
         end(stack.broker)
         stack.broker.start()
+        # It is still the same drawing, and not cancelled once the broker has made up its mind.
+        stack.broker.until_event("execution adopted", execution_id=started["execution_id"])
+        stack.broker.until_event("rebuilt")
+        assert stack.until_running().job_id == running.job_id
     content = content_of(call.image())
     assert (content.prompt_digest, content.seed, content.width) == (prompt_digest(prompt), 11, 80)
+    assert content.execution_id.hex() == started["execution_id"], "drawn once"
     assert stack.workers["worker-1"].engine().pid == engine
     stack.until_state("worker-1", "ready")
     metrics = stack.metrics()
     assert (metrics.in_flight, metrics.queued, metrics.completed, metrics.failed) == (0, 0, 1, 0)
+
+
+def test_what_is_finished_without_a_broker_is_delivered_by_the_next(stack: Stack) -> None:
+    stack.until_state("worker-1", "ready")
+    with stack.held():
+        call = stack.client().begin("a moor", seed=12)
+        running = stack.until_running()
+        started = stack.broker.until_event("job dispatched", job_id=running.job_id)
+        stack.broker.kill()
+    stack.workers["worker-1"].until_event("job ended", execution_id=started["execution_id"])
+    assert call.is_open
+    stack.broker.start()
+    assert content_of(call.image()).execution_id.hex() == started["execution_id"]
+
+
+def test_a_new_call_waits_until_a_broker_knows_what_is_going_on(stack: Stack) -> None:
+    stack.until_state("worker-1", "ready")
+    with stack.held():
+        call = stack.client("client1").begin("an old one")
+        running = stack.until_running()
+        stack.broker.kill()
+        stack.broker.start()
+        stack.until_running()  # The frontend has found the new broker.
+        refusal = stack.client("client2").begin("a new one").refusal()
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ALL_WORKERS_BUSY")
+    assert content_of(call.image()).job_id.hex() == running.job_id
 
 
 def test_without_a_broker_calls_are_refused_at_once(stack: Stack) -> None:

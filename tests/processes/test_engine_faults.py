@@ -41,7 +41,8 @@ def test_a_hanging_engine_is_replaced(stack: Stack) -> None:
     stack.until_state("worker-1", "ready")
     before = stack.workers["worker-1"].engine().pid
     refusal = stack.client().begin("!hang@2").refusal()
-    assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_HUNG")
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.INTERNAL, "POISON_JOB")
+    assert refusal.attempts == 2, "once more, in case it was the engine"
     stack.until_state("worker-1", "ready")
     assert not psutil.pid_exists(before)
     assert content_of(stack.client().draw("after")).prompt_digest == prompt_digest("after")
@@ -88,3 +89,19 @@ def test_a_job_that_crashes_a_worker_runs_again_on_another(stack: Stack) -> None
     sound.send(signal.SIGTERM)
     assert sound.ends() == 0
     assert stack.row("sound") is None, "a worker that has left is not lost"
+
+
+def test_a_worker_whose_engine_dies_on_two_jobs_is_quarantined(stack: Stack) -> None:
+    stack.start_worker("broken", fake_faults=True)
+    stack.until_state("broken", "ready")
+    stack.workers["worker-1"].send(signal.SIGTERM)
+    assert stack.workers["worker-1"].ends() == 0
+    for prompt in ("!poisoned@1 one", "!crash@1 two"):
+        stack.until_state("broken", "ready")
+        assert stack.client().begin(prompt, steps=2).refusal().reason in {
+            "POISON_JOB", "DEVICE_POISONED", "ENGINE_CRASHED"
+        }  # fmt: skip
+    stack.until_state("broken", "quarantined")
+    refusal = stack.client().begin().refusal()
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "WORKERS_NOT_READY")
+    assert "quarantined" in refusal.text

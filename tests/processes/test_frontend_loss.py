@@ -33,6 +33,45 @@ def test_a_killed_frontend_is_a_disconnect_of_all_its_callers(stack: Stack) -> N
     assert content.prompt_digest == prompt_digest("after")
 
 
+def test_a_repeat_after_a_kill_joins_what_is_being_drawn(stack: Stack) -> None:
+    stack.until_state("worker-1", "ready")
+    with stack.held():
+        lost = stack.client().begin("a pond", idempotency_key="pond-1")
+        job_id = stack.until_running().job_id
+        stack.frontend.kill()
+        assert lost.refusal(limit_s=SLACK_S).code is grpc.StatusCode.UNAVAILABLE
+        stack.start_frontend()
+        until("the frontend has found the broker", lambda: stack.get("/readyz")[0] == 200)
+        repeat = stack.client().begin("a pond", idempotency_key="pond-1")
+        stack.broker.until_event("frontend lost")
+        assert stack.until_running().job_id == job_id
+    image = repeat.image()
+    assert content_of(image).job_id.hex() == job_id
+    stack.frontend.kill()
+    stack.start_frontend()
+    until("the frontend has found the broker", lambda: stack.get("/readyz")[0] == 200)
+    again = stack.client().draw("a pond", steps=20, idempotency_key="pond-1")
+    assert again.image_png == image.image_png
+    assert again.seed == image.seed
+    other = stack.client().begin("another pond", idempotency_key="pond-1").refusal()
+    assert (other.code, other.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "IDEMPOTENCY_MISMATCH")
+
+
+def test_a_detached_job_is_drawn_to_its_end(stack: Stack) -> None:
+    stack.until_state("worker-1", "ready")
+    client = stack.client()
+    with stack.held():
+        detached = client.begin("a lake", idempotency_key="lake-1", detach=True)
+        job_id = stack.until_running().job_id
+        client.disconnect()
+        assert detached.refusal().code is grpc.StatusCode.CANCELLED
+        until("its call has ended", lambda: stack.frontend.events("call ended")[-1].get("job_id") == job_id)
+    ended = stack.workers["worker-1"].until_event("job ended", job_id=job_id)
+    assert ended["outcome"] == "image"
+    image = stack.client().draw("a lake", steps=20, idempotency_key="lake-1")
+    assert content_of(image).job_id.hex() == job_id
+
+
 def test_a_frontend_that_is_asked_to_end_answers_first(stack: Stack) -> None:
     stack.until_state("worker-1", "ready")
     client, other = stack.client(), stack.client("client2")

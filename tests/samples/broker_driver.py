@@ -25,9 +25,10 @@ from proto.timing import Timing
 class Driver:
     """Tells the broker things and keeps what it answers to the latest of them."""
 
-    def __init__(self, queue_limit: int = 0) -> None:
+    def __init__(self, queue_limit: int = 0, rebuild_s: float = 0) -> None:
+        """By default the broker judges new jobs from its first moment on."""
         self.now = 100.0
-        self.timing = Timing()
+        self.timing = Timing(rebuild_s=rebuild_s)
         self.executions = 0
         self.core = Broker(
             broker_id="broker",
@@ -182,6 +183,13 @@ class Driver:
         return execution_id
 
     def runs(
-        self, execution_id: bytes, job: object = "job", worker: str = "worker", step: int = 0
+        self,
+        execution_id: bytes,
+        job: object = "job",
+        worker: str = "worker",
+        step: int = 0,
+        held: tuple[Any, ...] = (),
+        **changes: Any,
     ) -> list[Any]:
-        return self.worker(worker, running=running(execution_id, job, step))
+        """Reports that it runs this; `changes` are those of the running execution."""
+        return self.worker(worker, running=running(execution_id, job, step, **changes), held=held)

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from samples.wire import CARD, EPOCH, identifier, start, worker_view
+from samples.wire import CARD, EPOCH, claim, identifier, start, worker_view
 
 from gpu_worker.actions import CancelJob, Exit, KillEngine, RunJob, SendToBroker, StartEngine
+from gpu_worker.engine_keeper import Loading
 from gpu_worker.events import (
     DrainRequested,
     EngineExited,
@@ -43,6 +44,8 @@ class SessionDriver:
                 "backoff_max_s": 5.0,
                 "held_bytes_max": 1000,
                 "held_age_max_s": 120.0,
+                "kept_max": 2,
+                "kept_age_max_s": 300.0,
                 **limits,
             }
         )
@@ -119,9 +122,17 @@ class SessionDriver:
         return self.tell(event)
 
     def exited(
-        self, reason: str = "killed by SIGSEGV", *, hopeless: bool = False, child: int | None = None
+        self, reason: str = "killed by SIGSEGV", *, child: int | None = None, **changes: Any
     ) -> list[Any]:
-        return self.tell(EngineExited(child=child or self.child, reason=reason, hopeless=hopeless))
+        return self.tell(EngineExited(child=child or self.child, reason=reason, **changes))
+
+    def wait_for_engine(self) -> float:
+        """Until one is being started, if it has not been already; gives the seconds that it took."""
+        began = self.now
+        while not isinstance(self.session.engine.state, Loading):
+            assert self.now < began + 1000, "no engine is started"
+            self.after(0.25)
+        return self.now - began
 
     def drain(self) -> list[Any]:
         return self.tell(DrainRequested())
@@ -139,6 +150,18 @@ class SessionDriver:
         self.become_ready()
         self.start(execution, job, **changes)
         assert self.of(RunJob)
+
+    def start_with(self, digest: object, execution: object = "execution", **changes: Any) -> None:
+        """A job of its own parameters; `changes` are to its claim."""
+        parameters = {"parameters_digest": identifier(digest), **changes}
+        self.start(execution, claim=claim(**parameters))
+        assert self.of(RunJob)
+
+    def draw(self, execution: object = "execution", **finish: Any) -> None:
+        """One whole job."""
+        self.start(execution)
+        assert self.of(RunJob)
+        self.finished(execution, **finish)
 
     # --- What it did ---------------------------------------------------------------------------
 

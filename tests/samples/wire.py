@@ -49,13 +49,10 @@ def claim(job: object = "job", **changes: Any) -> JobClaim:
 
 
 def submit(job: object = "job", **changes: Any) -> Submit:
-    """`key`, `remaining_ms`, `attempts` and `crashes` change the claim, everything else the message."""
-    renamed = {"key": "key_fingerprint"}
-    in_claim = {
-        renamed.get(name, name): changes.pop(name)
-        for name in ("key", "remaining_ms", "attempts", "crashes")
-        if name in changes
-    }
+    """What belongs to the claim changes that, everything else the message; `key` is the fingerprint."""
+    renamed = {"key": "key_fingerprint", "digest": "parameters_digest", "idempotency": "idempotency_hash"}
+    names = ("key", "digest", "idempotency", "detach", "remaining_ms", "attempts", "crashes")
+    in_claim = {renamed.get(name, name): changes.pop(name) for name in names if name in changes}
     fields: dict[str, Any] = {
         "frontend_id": "frontend",
         "incarnation": identifier("frontend"),
@@ -77,10 +74,11 @@ def frontend_report(*jobs: object, **changes: Any) -> FrontendReport:
     return FrontendReport(**{**fields, **changes})
 
 
-def running(execution: bytes, job: object = "job", step: int = 0, steps: int = 4) -> RunningExecution:
-    return RunningExecution(
-        execution_id=execution, claim=claim(job), phase=JobPhase.STEP, step=step, steps=steps
-    )
+def running(
+    execution: bytes, job: object = "job", step: int = 0, steps: int = 4, **changes: Any
+) -> RunningExecution:
+    fields: dict[str, Any] = {"claim": claim(job), "phase": JobPhase.STEP, "step": step, "steps": steps}
+    return RunningExecution(execution_id=execution, **{**fields, **changes})
 
 
 def held(execution: bytes, job: object = "job", **changes: Any) -> HeldOutcome:

@@ -22,7 +22,7 @@ from samples.wire import (
 from broker.__main__ import main
 from broker.router import CannotBind, Router
 from broker.settings import BrokerSettings
-from proto.codec import MAX_HEADER_BYTES, encode
+from proto.codec import MAX_HEADER_BYTES, decode, encode
 from proto.exit_status import EXIT_CANNOT_START
 from proto.failures import RefusalReason
 from proto.messages import FrontendView, Outcome, Refuse, Snapshot, Start, WorkerView
@@ -57,17 +57,29 @@ def frontend(router, folder, raw):
 
 async def test_an_image_finds_its_way(worker, frontend):
     png = os.urandom(3 * MIB)
-    await worker.say(worker_report(seq=1))
-    await worker.hear(WorkerView)
     await frontend.say(submit(seq=1, body="a cät".encode()))
-    started = await worker.hear(Start)
+    started = await start_of_a_new_broker(worker, frontend)
     assert bytes(started.body) == "a cät".encode()
-    await worker.say(worker_report(seq=2, running=running(started.execution_id)))
-    await worker.say(image_outcome(started.execution_id, seq=3, body=png))
+    await worker.say(worker_report(seq=1001, running=running(started.execution_id)))
+    await worker.say(image_outcome(started.execution_id, seq=1002, body=png))
     outcome = await frontend.hear(Outcome)
     assert bytes(outcome.body) == png
-    await frontend.say(frontend_report(seq=2))
-    assert (await frontend.hear(FrontendView)).echo == 2
+    await frontend.say(frontend_report(seq=1001))
+    async with asyncio.timeout(15):
+        while (await frontend.hear(FrontendView)).echo != 1001:
+            pass
+
+
+async def start_of_a_new_broker(worker, frontend):
+    """It waits for its peers first, who have to go on reporting."""
+    for seq in range(2, 1000):
+        await worker.say(worker_report(seq=seq))
+        await frontend.say(frontend_report("job", seq=seq))
+        while await worker.socket.poll(50):
+            message = decode(await worker.receive())
+            if isinstance(message, Start):
+                return message
+    raise AssertionError("no START")
 
 
 GARBAGE = {
@@ -133,6 +145,19 @@ async def test_another_version_is_answered(router, folder, raw, role, version):
     refuse = await peer.hear(Refuse)
     assert refuse.reason is RefusalReason.VERSION_MISMATCH
     assert "version 1" in refuse.detail
+
+
+async def test_a_peer_that_never_reads_slows_nobody_down(frontend, folder, raw):
+    stuck = raw(zmq.DEALER, f"ipc://{folder}/frontends", rcvhwm=1, rcvbuf=4096)
+    for n in range(20):
+        for _ in range(500):
+            await stuck.say(snapshot_request())
+        await frontend.say(snapshot_request(n))
+        picture = await frontend.hear(Snapshot)
+        assert picture.echo == n
+        if picture.shed.get("unsent_messages"):
+            return
+    raise AssertionError("nothing was ever too much for it")
 
 
 async def test_a_message_larger_than_any_ends_its_connection_alone(frontend, folder, raw):

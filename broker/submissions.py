@@ -1,0 +1,181 @@
+"""What becomes of a SUBMIT (PROTOCOL.md §5 to §7).
+
+It joins a job, gets an image that is there already, waits to be judged, is refused, or becomes a new job.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from broker.admission import Admission, Refusal
+from broker.frontends import Frontend
+from broker.job_life import JobLife
+from broker.jobs import MAX_JOBS, Dispatched, Job, is_same_image, is_same_key
+from broker.state import BrokerState, PendingSubmit
+from broker.workers import Worker
+from proto.failures import RefusalReason
+from proto.messages import HeldOutcome, JobClaim, JobState, JobStatus, Refuse, Submit
+
+FULL_RETRY_S = 1.0
+_MISMATCH = Refusal(
+    RefusalReason.IDEMPOTENCY_MISMATCH,
+    "the key belongs to a call with another prompt or other parameters",
+    None,
+)
+
+
+class Submissions:
+    def __init__(self, state: BrokerState, job_life: JobLife) -> None:
+        self._state = state
+        self._job_life = job_life
+
+    def take(self, frontend: Frontend, submit: Submit, now: float) -> None:
+        """Decide on it, and tell its frontend."""
+        job = self._known_job(submit)
+        if not submit.accepted and self._is_mismatch(submit.claim, job):
+            self._refuse(frontend, submit, _MISMATCH)
+        elif job is not None:
+            self._job_life.join(job, submit, now)
+            self._answer(job, submit, now)
+        elif not submit.accepted and (kept := self._kept_image(submit.claim)) is not None:
+            self._answer(self._job_life.admit_kept(submit, *kept, now), submit, now)
+        elif self._is_running(submit.claim):
+            self._answer(self._job_life.admit(submit, now), submit, now)
+        elif len(self._state.jobs) + len(self._state.pending) >= MAX_JOBS:
+            self._state.shed("jobs")
+            detail = f"{MAX_JOBS} jobs are known already"
+            self._refuse(frontend, submit, Refusal(RefusalReason.BROKER_FULL, detail, FULL_RETRY_S))
+        elif self._state.is_rebuilding and not submit.accepted:
+            self._state.pending[submit.claim.job_id] = PendingSubmit(submit, now)
+            self._state.send_statuses(frontend, self.status(submit.claim.job_id))
+        elif not submit.accepted and (refusal := self._admission().judge(submit, now)) is not None:
+            self._refuse(frontend, submit, refusal)
+        else:
+            self._answer(self._job_life.admit(submit, now), submit, now)
+
+    def judge_pending(self, now: float) -> None:
+        """Those that came while nobody knew what workers run and hold."""
+        if self._state.is_rebuilding:
+            return
+        pending, self._state.pending = self._state.pending, {}
+        for waiting in pending.values():
+            frontend = self._state.frontends.get(waiting.submit.incarnation)
+            if frontend is not None:
+                self.take(frontend, self._aged(waiting, now), now)
+
+    def forget(self, frontend: Frontend) -> None:
+        """It is lost: nobody would hear how its calls are judged."""
+        self._keep_pending(lambda submit: submit.incarnation != frontend.incarnation)
+
+    def reported(self, frontend: Frontend, listed: set[bytes]) -> None:
+        """What its report leaves out is given up, unless it was submitted after the report."""
+        self._keep_pending(
+            lambda submit: (
+                submit.incarnation != frontend.incarnation
+                or submit.claim.job_id in listed
+                or submit.seq > frontend.report_seq
+            )
+        )
+
+    def status(self, waiter_id: bytes) -> JobStatus:
+        job = self._state.jobs.of_waiter(waiter_id)
+        if job is not None:
+            return job.status(waiter_id)
+        is_pending = waiter_id in self._state.pending
+        return JobStatus(job_id=waiter_id, state=JobState.PENDING if is_pending else JobState.UNKNOWN)
+
+    def _keep_pending(self, is_kept: Callable[[Submit], bool]) -> None:
+        if self._state.pending:
+            self._state.pending = {
+                job_id: waiting for job_id, waiting in self._state.pending.items() if is_kept(waiting.submit)
+            }
+
+    @staticmethod
+    def _aged(waiting: PendingSubmit, now: float) -> Submit:
+        submit = waiting.submit
+        left_ms = max(0, submit.claim.remaining_ms - round((now - waiting.arrived_at) * 1000))
+        return dataclasses.replace(submit, claim=dataclasses.replace(submit.claim, remaining_ms=left_ms))
+
+    # --- What is known of the call -------------------------------------------------------------
+
+    def _known_job(self, submit: Submit) -> Job | None:
+        claim, jobs = submit.claim, self._state.jobs
+        known = jobs.of_waiter(claim.job_id) or jobs.get(claim.job_id)
+        if known is not None:
+            return known
+        repeated = jobs.with_key_of(claim)
+        # Two calls that were both accepted under one key, by brokers that did not know of each other, go on
+        # side by side.
+        is_apart = repeated is not None and submit.accepted and not is_same_image(repeated.claim, claim)
+        return None if is_apart else repeated
+
+    def _is_mismatch(self, claim: JobClaim, job: Job | None) -> bool:
+        """Whether the same key, or the same job, stands for another image."""
+        if job is not None:
+            return not is_same_image(job.claim, claim)
+        return any(not is_same_image(other, claim) for other, _, _ in self._with_key_of(claim))
+
+    def _kept_image(self, claim: JobClaim) -> tuple[Worker, bytes] | None:
+        """Where an image for a repeat lies: the one that was given before, if there are several."""
+        found = [
+            (outcome.released, worker, outcome.execution_id)
+            for other, worker, outcome in self._with_key_of(claim)
+            if outcome is not None and outcome.failure is None and worker.unreachable_since is None
+        ]
+        best = max(found, key=lambda entry: entry[0], default=None)
+        return None if best is None else best[1:]
+
+    def _is_running(self, claim: JobClaim) -> bool:
+        """Whether a worker runs it for a job that an earlier broker knew: it joins that execution."""
+        return any(
+            outcome is None and worker.unreachable_since is None and self._state.runs_unowned(worker)
+            for _, worker, outcome in self._with_key_of(claim)
+        )
+
+    def _with_key_of(self, claim: JobClaim) -> Iterator[tuple[JobClaim, Worker, HeldOutcome | None]]:
+        """What workers run or hold with the same idempotency key; the outcome is None for what runs."""
+        if claim.idempotency_hash is None:
+            return
+        for worker in self._state.workers:
+            running = worker.running
+            if running is not None and not running.stopping and is_same_key(running.claim, claim):
+                yield running.claim, worker, None
+            for outcome in worker.report.held:
+                if outcome.failure is None and is_same_key(outcome.claim, claim):
+                    yield outcome.claim, worker, outcome
+
+    # --- What is decided -----------------------------------------------------------------------
+
+    def _answer(self, job: Job, submit: Submit, now: float) -> None:
+        before = job.state
+        self._job_life.dispatch(now)
+        if job.state is before or not isinstance(job.state, Dispatched):
+            self._job_life.tell_waiter(job, submit.claim.job_id)  # Otherwise the dispatch has told it.
+
+    def _admission(self) -> Admission:
+        state = self._state
+        return Admission(
+            workers=state.workers,
+            jobs=state.jobs,
+            run_times=state.run_times,
+            timing=state.timing,
+            queue_limit=state.queue_limit,
+            draining=state.draining,
+            unowned=Counter(
+                worker.running.claim.key_fingerprint
+                for worker in state.workers
+                if worker.running is not None and state.runs_unowned(worker)
+            ),
+        )
+
+    def _refuse(self, frontend: Frontend, submit: Submit, refusal: Refusal) -> None:
+        self._state.counters.rejected[refusal.reason] += 1
+        self._state.note("job refused", job_id=submit.claim.job_id, reason=refusal.reason.value)
+        retry_after_ms = None if refusal.retry_after_s is None else round(refusal.retry_after_s * 1000)
+        refuse = Refuse(
+            reason=refusal.reason,
+            detail=refusal.detail,
+            job_id=submit.claim.job_id,
+            retry_after_ms=retry_after_ms,
+        )
+        self._state.send_frontend(frontend.route, refuse)

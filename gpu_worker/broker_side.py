@@ -1,0 +1,105 @@
+"""What a worker says to its broker: numbered messages, made of the session's state. Pure."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Final
+
+from gpu_worker.engine_keeper import EngineKeeper, Ready
+from gpu_worker.outcomes import EndedExecution, OutcomeStore
+from gpu_worker.slot import Slot, Stopping, in_engine
+from proto.contact import BrokerContact
+from proto.messages import (
+    ImageMade,
+    JobFailed,
+    Leave,
+    Outcome,
+    Readings,
+    RunningExecution,
+    WorkerPhase,
+    WorkerReport,
+)
+from proto.timing import Timing
+
+DETAIL_CHARACTERS: Final = 500
+
+
+@dataclass(slots=True, kw_only=True)
+class BrokerSide:
+    worker_id: str
+    incarnation: bytes
+    host: str
+    timing: Timing
+    started_at: float
+
+    contact: BrokerContact = field(init=False)
+    _readings: tuple[Readings, float] | None = None
+
+    def __post_init__(self) -> None:
+        self.contact = BrokerContact(timing=self.timing, started_at=self.started_at)
+
+    def take_readings(self, readings: Readings, now: float) -> None:
+        self._readings = (readings, now)
+
+    def report(
+        self, engine: EngineKeeper, slot: Slot, held: OutcomeStore, *, draining: bool, now: float
+    ) -> WorkerReport:
+        phase, activity, percent = engine.report()
+        return WorkerReport(
+            worker_id=self.worker_id,
+            incarnation=self.incarnation,
+            seq=self.contact.next_seq(),
+            host=self.host,
+            age_ms=_ms(now - self.started_at),
+            phase=WorkerPhase.DRAINING if draining else phase,
+            activity=activity[:DETAIL_CHARACTERS],
+            percent=percent,
+            model=engine.state.model if isinstance(engine.state, Ready) else None,
+            running=_running(slot, now),
+            held=held.listed(),
+            readings=self._aged_readings(now),
+            engine_restarts=engine.restarts,
+            outcomes_shed=held.shed,
+        )
+
+    def outcome(self, ended: EndedExecution) -> Outcome:
+        return Outcome(
+            worker_id=self.worker_id,
+            incarnation=self.incarnation,
+            seq=self.contact.next_seq(),
+            execution_id=ended.execution_id,
+            job_id=ended.claim.job_id,
+            attempts=ended.claim.attempts,
+            crashes=ended.claim.crashes,
+            image=ended.result if isinstance(ended.result, ImageMade) else None,
+            failure=ended.result if isinstance(ended.result, JobFailed) else None,
+            body=ended.png,
+        )
+
+    def leave(self, reason: str) -> Leave:
+        return Leave(
+            incarnation=self.incarnation, seq=self.contact.next_seq(), reason=reason[:DETAIL_CHARACTERS]
+        )
+
+    def _aged_readings(self, now: float) -> Readings | None:
+        if self._readings is None:
+            return None
+        readings, taken_at = self._readings
+        return dataclasses.replace(readings, age_ms=_ms(now - taken_at))
+
+
+def _running(slot: Slot, now: float) -> RunningExecution | None:
+    busy = in_engine(slot)
+    if busy is None:
+        return None
+    return RunningExecution(
+        execution_id=busy.execution_id,
+        claim=dataclasses.replace(busy.claim, remaining_ms=_ms(busy.deadline - now)),
+        phase=busy.phase,
+        step=busy.step,
+        steps=busy.job.parameters.steps,
+        stopping=isinstance(slot, Stopping),
+    )
+
+
+def _ms(duration_s: float) -> int:
+    return max(0, round(duration_s * 1000))

@@ -1,0 +1,109 @@
+"""The desk's shell, in front of a socket that plays the broker."""
+
+import asyncio
+
+import pytest
+import zmq
+import zmq.asyncio
+from samples.wire import EPOCH, PARAMETERS, frontend_view, identifier, image_outcome, worker_view
+
+from frontend.actions import ImageDelivered, JobRefused
+from frontend.broker_client import BrokerClient
+from frontend.events import JobOpened
+from frontend.settings import FrontendSettings
+from frontend.validation import ValidJob
+from proto.codec import decode, encode
+from proto.failures import RefusalReason
+from proto.messages import Submit
+
+EXECUTION = identifier("execution")
+
+
+class Broker:
+    """Says what a test has it say."""
+
+    def __init__(self, limit_s):
+        self._limit_s = limit_s
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self.endpoint = f"tcp://127.0.0.1:{self._socket.bind_to_random_port('tcp://127.0.0.1')}"
+        self._route = b""
+
+    async def hears(self, kind):
+        """The next message of this kind; others are passed over."""
+        async with asyncio.timeout(self._limit_s):
+            while True:
+                self._route, *frames = await self._socket.recv_multipart()
+                if isinstance(message := decode(frames), kind):
+                    return message
+
+    async def says(self, message):
+        await self._socket.send_multipart([self._route, *encode(message)])
+
+    def close(self):
+        self._context.destroy(linger=0)
+
+
+@pytest.fixture
+async def broker(limit_s):
+    broker = Broker(limit_s)
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+async def client(broker):
+    """It has reported, so that its connection is there."""
+    settings = FrontendSettings(api_keys="key", broker_endpoint=broker.endpoint)
+    client = BrokerClient(settings, lambda _ready: None)
+    await client.start()
+    await broker.hears(object)
+    yield client
+    await client.close()
+
+
+def opened(**changes):
+    job = ValidJob(prompt="a cat", parameters=PARAMETERS, digest=identifier("digest"))
+    fields = {"job_id": identifier("job"), "key_fingerprint": "key", "job": job, "time_remaining_s": 60.0}
+    return JobOpened(**{**fields, **changes})
+
+
+async def test_a_job_is_submitted_with_all_that_its_call_said_and_comes_back(client, broker):
+    draw = asyncio.create_task(client.draw(opened(idempotency_hash=identifier("hash"), detach=True)))
+    submit = await broker.hears(Submit)
+    assert (submit.claim.job_id, submit.claim.key_fingerprint) == (identifier("job"), "key")
+    assert (submit.claim.idempotency_hash, submit.claim.detach) == (identifier("hash"), True)
+    await broker.says(image_outcome(EXECUTION))
+    assert isinstance(await draw, ImageDelivered)
+
+
+async def test_what_was_dropped_is_in_the_picture(client, broker):
+    assert "frontend_violations" not in (await client.service_picture()).own_shed
+    draw = asyncio.create_task(client.draw(opened()))
+    await broker.hears(Submit)
+    await broker.says(worker_view())
+    await broker.says(image_outcome(EXECUTION))
+    await draw
+    shed = (await client.service_picture()).own_shed
+    assert shed["frontend_violations"] == 1
+
+
+async def test_messages_that_no_broker_took_are_counted(limit_s):
+    settings = FrontendSettings(api_keys="key", broker_endpoint="tcp://127.0.0.1:1")
+    client = BrokerClient(settings, lambda _ready: None)
+    await client.start()
+    try:
+        assert (await client.service_picture()).own_shed == {"frontend_unsent_messages": 1}
+    finally:
+        await client.close()
+
+
+async def test_closing_answers_who_waits_with_a_time_to_come_again(client, broker):
+    draw = asyncio.create_task(client.draw(opened()))
+    await broker.hears(Submit)
+    await broker.says(frontend_view(epoch=EPOCH))
+    await client.close()
+    end = await draw
+    assert isinstance(end, JobRefused)
+    assert end.reason is RefusalReason.FRONTEND_DRAINING
+    assert end.retry_after_s

@@ -1,0 +1,163 @@
+"""The network between the broker and its peers: it loses, delays, doubles and reorders, and is cut one way.
+
+A *connection* is one life of a TCP connection; a *socket* outlives connections, as libzmq connects again by
+itself, and ends when its owner makes a fresh one. As with `IMMEDIATE`, what is sent without a connection is
+dropped; as with `ROUTER_MANDATORY`, the broker is told when there is none.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from proto.codec import decode, encode
+from proto.messages import Message
+
+if TYPE_CHECKING:
+    from simulation.actors import BrokerActor, Peer
+    from simulation.world import World
+
+LATE_S = 0.5
+"""A delay from which on a peer counts as disturbed."""
+BROKEN_AFTER_S = 4.0
+"""How long a connection lives through which nothing comes: ZMTP heartbeats end it."""
+RECONNECT_MAX_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """What happens to a message. Times in seconds, the rest are probabilities."""
+
+    delay_s: float = 0.001
+    jitter_s: float = 0.0
+    loss: float = 0.0
+    duplicates: float = 0.0
+    """With jitter, messages also overtake each other."""
+    stragglers: float = 0.0
+    """Those that take up to `straggler_s`."""
+    straggler_s: float = 4.0
+
+
+PERFECT = Conditions()
+LOSSY = Conditions(jitter_s=0.3, loss=0.1, duplicates=0.1)
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    route: bytes
+    """Its address at the broker."""
+    peer: "Peer"
+    socket: int
+    """Which of the peer's sockets."""
+    broker: "BrokerActor | None" = None
+    """None until it is established."""
+    is_open: bool = True
+
+    @property
+    def is_established(self) -> bool:
+        return self.is_open and self.broker is not None
+
+
+class Network:
+    def __init__(self, world: "World", conditions: Conditions, *, through_codec: bool) -> None:
+        self._world = world
+        self.conditions = conditions
+        self._through_codec = through_codec
+
+    # --- Connections ---------------------------------------------------------------------------
+
+    def connect(self, peer: "Peer") -> Connection:
+        """A connection that is established now if it can be, or else when something changes."""
+        peer.connection = Connection(self._world.new_id("route"), peer, peer.socket)
+        self._establish(peer.connection)
+        return peer.connection
+
+    def _establish(self, connection: Connection) -> None:
+        peer, broker = connection.peer, self._world.broker
+        usable = broker.alive and not broker.frozen and peer.alive and not peer.frozen and not peer.is_cut
+        if connection is peer.connection and connection.is_open and connection.broker is None and usable:
+            connection.broker = broker
+            broker.routes[connection.route] = connection
+
+    def try_again(self, peer: "Peer") -> None:
+        """Something has changed: libzmq will find out."""
+        if not peer.connection.is_established:
+            delay_s = self._world.rng.uniform(0.001, RECONNECT_MAX_S)
+            self._world.after(delay_s, self._establish, peer.connection)
+
+    def lose(self, connection: Connection) -> None:
+        """Both ends notice that it is gone; the peer's socket makes another."""
+        connection.is_open = False
+        if connection.peer.alive and connection is connection.peer.connection:
+            self.connect(connection.peer)
+
+    def cut(self, peer: "Peer", *, up: bool, down: bool, duration_s: float) -> None:
+        """Nothing from (`up`) or to (`down`) this peer arrives; neither end is told."""
+        peer.cut_up, peer.cut_down = peer.cut_up or up, peer.cut_down or down
+        peer.disturb()
+        world = self._world
+        peer.cut_until = max(peer.cut_until, world.now + duration_s)
+        world.after(duration_s, self._heal, peer)
+        if duration_s > BROKEN_AFTER_S:
+            world.after(BROKEN_AFTER_S, self._break, peer, peer.connection)
+
+    def _break(self, peer: "Peer", connection: Connection) -> None:
+        if peer.alive and peer.is_cut and connection is peer.connection:
+            self.lose(connection)
+
+    def _heal(self, peer: "Peer") -> None:
+        if peer.is_cut and self._world.now >= peer.cut_until - 1e-9:
+            peer.cut_up = peer.cut_down = False
+            peer.disturb()
+            self.try_again(peer)
+
+    def heal(self, peer: "Peer") -> None:
+        peer.cut_until = self._world.now
+        self._heal(peer)
+
+    # --- Messages ------------------------------------------------------------------------------
+
+    def to_broker(self, connection: Connection, message: Message) -> None:
+        if not connection.is_established:
+            self._world.stats.messages["unsent"] += 1
+            return
+        self._carry(connection, message, is_cut=connection.peer.cut_up, arrive=self._reach_broker)
+
+    def to_peer(self, connection: Connection | None, message: Message) -> bool:
+        """False if there is no such connection."""
+        if connection is None or not connection.is_open:
+            return False
+        self._carry(connection, message, is_cut=connection.peer.cut_down, arrive=self._reach_peer)
+        return True
+
+    def _carry(self, connection, message: Message, *, is_cut: bool, arrive) -> None:
+        conditions, rng, counted = self.conditions, self._world.rng, self._world.stats.messages
+        counted["sent"] += 1
+        copies = 0 if is_cut or (conditions.loss and rng.random() < conditions.loss) else 1
+        if conditions.duplicates and rng.random() < conditions.duplicates and not is_cut:
+            copies += 1
+        if copies == 0:
+            counted["cut off" if is_cut else "lost"] += 1
+            connection.peer.disturb()
+            return
+        if copies == 2:
+            counted["doubled"] += 1
+        if self._through_codec:
+            message = decode(encode(message))
+        for _ in range(copies):
+            delay_s = conditions.delay_s
+            if conditions.jitter_s:
+                delay_s += rng.random() * conditions.jitter_s
+            if conditions.stragglers and rng.random() < conditions.stragglers:
+                counted["late"] += 1
+                delay_s += rng.random() * conditions.straggler_s
+            if delay_s > LATE_S:
+                connection.peer.disturb(delay_s)
+            self._world.after(delay_s, arrive, connection, message)
+
+    def _reach_broker(self, connection: Connection, message: Message) -> None:
+        broker = connection.broker
+        if broker is not None and broker.alive:
+            broker.receive(connection, message)
+
+    def _reach_peer(self, connection: Connection, message: Message) -> None:
+        if connection.is_open and connection.peer.alive:
+            connection.peer.receive(connection, message)
