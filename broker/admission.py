@@ -33,6 +33,8 @@ class Admission:
     timing: Timing
     queue_limit: int
     draining: bool
+    stopping: int
+    """Workers that are stopping something that nobody wants: they are idle after their next step."""
     unowned: Counter[str]
     """By API key: what runs without a job, because an earlier broker or frontend was lost."""
 
@@ -62,7 +64,7 @@ class Admission:
         if any(isinstance(job.state, Returned) for job in self.jobs):
             return self._all_busy("a job that lost its worker waits to run again", now)
         queued = sum(isinstance(job.state, Queued) for job in self.jobs)
-        idle = sum(isinstance(worker.slot, Idle) for worker in serving)
+        idle = sum(isinstance(worker.slot, Idle) for worker in serving) + self.stopping
         if queued >= idle + self.queue_limit:
             return self._all_busy(f"{len(serving) - idle} of {len(serving)} busy, {queued} queued", now)
         return self._judge_deadline(submit, queued < idle, now)

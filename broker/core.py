@@ -54,6 +54,7 @@ class Broker:
         """Take one event at the instant `now` (seconds of a monotonic clock) and say what is to be done."""
         self.state.advance(now)
         self._pardon_silence(now)
+        self._end_rebuild(now)
         match event:
             case FromWorker(route=route, message=message):
                 self._worker_side.receive(route, message, now)
@@ -97,24 +98,27 @@ class Broker:
         self._next_round_at = None
         self._worker_side.watch(now)
         self._frontend_side.watch(now)
-        self._end_rebuild(now)
-        for job in list(self.state.jobs):
-            self._job_life.watch(job, now)
+        self._job_life.watch_all(now)
 
     def _end_rebuild(self, now: float) -> None:
         if self._is_rebuilt or self.state.is_rebuilding:
             return
         self._is_rebuilt = True
         self.state.note("rebuilt", workers=len(self.state.workers), jobs=len(self.state.jobs))
+        self._job_life.dispatch(now)  # The accepted go first, and then it is seen who is idle.
         self._frontend_side.judge_pending(now)
 
     def _arm(self, now: float) -> None:
         state = self.state
-        watching = any((state.workers, state.workers.lost, state.jobs, state.frontends))
+        watching = state.is_rebuilding or any(
+            (state.workers, state.workers.lost, state.jobs, state.frontends)
+        )
         if not watching:
             self._next_round_at = None
         elif self._next_round_at is None:
             self._next_round_at = now + state.timing.probe_interval_s
+            if state.is_rebuilding:
+                self._next_round_at = min(self._next_round_at, state.rebuilt_at)
 
     def _tell_readiness(self) -> None:
         ready = self.state.ready_workers()

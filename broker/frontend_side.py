@@ -59,16 +59,16 @@ class FrontendSide:
         if frontend is None or report.seq <= frontend.report_seq:
             return
         frontend.report_seq = report.seq
-        listed = {entry.job_id for entry in report.jobs}
+        listed = set(report.jobs)
         for job, waiter_id, waiter in self._state.jobs.waited_for_by(report.incarnation):
             if waiter.submit_seq > report.seq:
                 continue
             if waiter_id in listed:
-                self._job_life.deliver_again_if_due(job, now)
+                self._job_life.still_listed(job, waiter, now)
             else:
                 self._job_life.leave(job, waiter_id)
         self._submissions.reported(frontend, listed)
-        statuses = [self._submissions.status(entry.job_id) for entry in report.jobs]
+        statuses = [self._submissions.status(job_id) for job_id in report.jobs]
         self._state.send_statuses(frontend, *statuses)
 
     def _heard_frontend(self, route: bytes, message: FrontendReport | Submit, now: float) -> Frontend | None:

@@ -1,6 +1,6 @@
 """What must hold between the broker's tables after every event, whatever the peers did."""
 
-from broker.jobs import MAX_ATTEMPTS, MAX_JOBS, Dispatched, Job
+from broker.jobs import MAX_ATTEMPTS, MAX_JOBS, Dispatched, Job, key_of
 from broker.state import BrokerState
 from broker.workers import Offered, Running, Worker
 
@@ -23,12 +23,14 @@ def _check_jobs(state: BrokerState) -> None:
     assert len(current) == len(set(current)), "one execution for two jobs"
     assert len(jobs) + len(state.pending) <= MAX_JOBS, "more jobs than allowed"
     waiters = {waiter_id: job for job in jobs for waiter_id in job.waiters}
-    assert waiters == jobs.by_waiter, "the two ways to find a job disagree"
+    executions = {job.current_execution: job for job in jobs if job.current_execution is not None}
+    assert waiters == jobs.by_waiter, "the ways to find a job disagree: by waiter"
+    assert executions == jobs.by_execution, "the ways to find a job disagree: by execution"
+    keyed = [job for job in jobs if key_of(job.claim) is not None]
+    assert len(keyed) == sum(map(len, jobs.by_key.values())), "the ways to find a job disagree: by key"
     for job in jobs:
         assert job.attempts >= 0, "fewer than no attempts"
-        assert job.attempts <= MAX_ATTEMPTS or not job.is_active or state.is_rebuilding, (
-            f"{job.attempts} attempts"
-        )
+        assert job.attempts <= MAX_ATTEMPTS or not job.is_active, f"{job.attempts} attempts"
         _check_waiters(job, state)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Final
 
+from broker.adoption import Adoption
 from broker.jobs import (
     MAX_ATTEMPTS,
     MAX_CRASHES,
@@ -13,12 +14,11 @@ from broker.jobs import (
     Queued,
     Returned,
     Waiter,
-    is_same_key,
 )
 from broker.state import BrokerState
-from broker.workers import Idle, Offered, Running, Worker
+from broker.workers import Idle, Offered, Worker
 from proto.failures import FailureCode
-from proto.messages import JobClaim, JobFailed, Outcome, Start, Submit
+from proto.messages import JobFailed, Outcome, Submit
 
 LONGEST_REPEAT_S: Final = 30.0
 """Between two deliveries of one outcome: each in vain doubles the wait, for its frontend may read slowly."""
@@ -32,6 +32,7 @@ class JobLife:
 
     def __init__(self, state: BrokerState) -> None:
         self._state = state
+        self.adoption = Adoption(state)
 
     # --- The beginning -------------------------------------------------------------------------
 
@@ -39,9 +40,8 @@ class JobLife:
         job = self._new_job(submit, now)
         if submit.accepted or job.attempts > 0:
             self.put_back(job, _LATER, now)
-            self._adopt_from_all(job, now)
-        elif job.claim.idempotency_hash is not None:
-            self._adopt_from_all(job, now)
+        if submit.accepted or job.claim.idempotency_hash is not None:
+            self.adoption.look_everywhere(job, submit.execution_id, now)
         self._state.note(
             "job admitted",
             job_id=job.job_id,
@@ -57,7 +57,7 @@ class JobLife:
         """A repeat of a call whose image that worker still holds: it costs a transfer and no execution."""
         job = self._new_job(submit, now)
         job.is_counted = True
-        job.state = Delivering(worker.worker_id, execution_id, now)
+        self._state.jobs.change(job, Delivering(worker.worker_id, execution_id, now))
         self._state.ask_for_image(worker, execution_id)
         self._state.note(
             "image given again", job_id=job.job_id, worker_id=worker.worker_id, execution_id=execution_id
@@ -86,62 +86,27 @@ class JobLife:
         is_known = claim.job_id in job.waiters
         self._attach(job, submit)
         deadline = now + claim.remaining_ms / 1000
-        is_the_one = is_known and len(job.waiters) == 1
+        # What was promised to a call that has left stays.
+        is_the_one = is_known and len(job.waiters) == 1 and not job.claim.detach
         job.deadline = deadline if is_the_one else max(job.deadline, deadline)
-        if not is_known and isinstance(job.state, Delivering):
-            self._ask_again(job, job.state, 0, now)
-        elif not is_known and isinstance(job.state, Failed):
-            self._pass_on(job, job.state.outcome)
-        elif isinstance(job.state, Dispatched):
-            self.renew_claim(self._state.workers.registered[job.state.worker_id], now)
+        match job.state:
+            case Delivering(asked_at=None) as delivering:
+                self._ask_again(job, delivering, now)
+            case Failed(outcome=outcome):
+                self._pass_on(job, outcome, now)
+            case Dispatched(worker_id=worker_id):
+                self.adoption.renew_claim(self._state.workers.registered[worker_id], now)
+            case _:
+                pass
 
     def _attach(self, job: Job, submit: Submit) -> None:
-        waiter = Waiter(frontend=submit.incarnation, submit_seq=submit.seq)
+        known = job.waiters.get(submit.claim.job_id)
+        waiter = Waiter(submit.incarnation, submit.seq)
+        if known is not None and known.frontend == submit.incarnation:
+            waiter.served_at, waiter.repeats = known.served_at, known.repeats
         self._state.jobs.attach(job, submit.claim.job_id, waiter)
 
     # --- Executions ----------------------------------------------------------------------------
-
-    def adopt(self, worker: Worker, now: float) -> None:
-        """Give waiting jobs what this worker runs or holds for them: it, or the broker, was away."""
-        running = worker.running
-        if running is not None and not running.stopping:
-            waiting = self._state.jobs.answered_by(running.claim)
-            is_its_own = waiting is not None and waiting.job_id == running.claim.job_id
-            if waiting is None or not waiting.is_waiting:
-                pass
-            elif is_its_own or self._state.may_be_joined(running):
-                self._adopt(waiting, worker, running.execution_id, running.claim, now)
-        for outcome in worker.report.held:
-            waiting = self._state.jobs.answered_by(outcome.claim)
-            if waiting is None or not waiting.is_waiting:
-                continue
-            if outcome.failure is None:
-                self._adopt(waiting, worker, outcome.execution_id, outcome.claim, now)
-            elif outcome.claim.job_id == waiting.job_id:
-                waiting.count(outcome.claim)
-
-    def _adopt(self, job: Job, worker: Worker, execution_id: bytes, claim: JobClaim, now: float) -> None:
-        if claim.job_id == job.job_id:
-            job.count(claim)
-        job.attempts = max(job.attempts, 1)  # For a repeat, what came before belongs to another job.
-        if claim.detach and is_same_key(claim, job.claim):  # by a call that has left
-            job.claim = dataclasses.replace(job.claim, detach=True)
-            job.deadline = max(job.deadline, now + claim.remaining_ms / 1000)
-        self._state.own(execution_id)
-        job.last_worker_id = worker.worker_id
-        job.state = Dispatched(worker.worker_id, execution_id, now)
-        self.tell_waiters(job)
-        self._state.note(
-            "execution adopted", job_id=job.job_id, worker_id=worker.worker_id, execution_id=execution_id
-        )
-
-    def _adopt_from_all(self, job: Job, now: float) -> None:
-        """The same for a job that has just come, and what all workers last reported."""
-        for worker in self._state.workers:
-            if job.is_waiting and worker.unreachable_since is None:
-                self.adopt(worker, now)
-        if isinstance(job.state, Dispatched):
-            self._state.send_worker_view(self._state.workers.registered[job.state.worker_id])
 
     def dispatch(self, now: float) -> None:
         """Give waiting jobs to idle workers: returned jobs first, the longest idle worker first."""
@@ -164,7 +129,7 @@ class JobLife:
             self._start(job, choice[1], now)
 
     def _fail_exhausted(self, now: float) -> None:
-        for job in self._state.jobs.returned():
+        for job in self._state.jobs.waiting():
             failure = job.last_failure or _LATER
             if job.crashes >= MAX_CRASHES:
                 detail = f"{job.crashes} engine processes died on it, the last one: {failure.detail}"
@@ -175,13 +140,13 @@ class JobLife:
 
     def _start(self, job: Job, worker: Worker, now: float) -> None:
         execution_id = self._state.new_execution_id()
-        self._state.own(execution_id)
+        self._state.own(job, execution_id)
         job.attempts += 1
         job.last_worker_id = worker.worker_id
-        job.state = Dispatched(worker.worker_id, execution_id, now)
+        self._state.jobs.change(job, Dispatched(worker.worker_id, execution_id, now))
         worker.slot = Offered(job.job_id, execution_id, now)
         self.send_start(worker, job, execution_id, now)
-        self.tell_waiters(job)
+        self._state.tell_waiters(job)
         self._state.note(
             "job dispatched",
             job_id=job.job_id,
@@ -191,36 +156,7 @@ class JobLife:
         )
 
     def send_start(self, worker: Worker, job: Job, execution_id: bytes, now: float) -> None:
-        self._send_start(worker, job, execution_id, job.job_id, now)
-
-    def _send_start(self, worker: Worker, job: Job, execution_id: bytes, job_id: bytes, now: float) -> None:
-        claim = dataclasses.replace(
-            job.claim,
-            job_id=job_id,
-            remaining_ms=job.remaining_ms(now),
-            attempts=job.attempts,
-            crashes=job.crashes,
-        )
-        start = Start(
-            epoch=self._state.epoch,
-            incarnation=worker.incarnation,
-            execution_id=execution_id,
-            claim=claim,
-            parameters=job.parameters,
-            body=job.prompt,
-        )
-        self._state.send_worker(worker.route, start)
-
-    def renew_claim(self, worker: Worker, now: float) -> None:
-        """Who joined later may wait longer, or have detached the job: the worker is told until it says so."""
-        running = worker.running
-        job = None if running is None else self._state.jobs.wanting(running.execution_id)
-        if running is None or job is None:
-            return
-        slack_ms = 2000 * self._state.timing.heartbeat_interval_s
-        is_short = running.claim.remaining_ms + slack_ms < job.remaining_ms(now)
-        if is_short or (job.claim.detach and not running.claim.detach):
-            self._send_start(worker, job, running.execution_id, running.claim.job_id, now)
+        self.adoption.send_start(worker, job, execution_id, job.job_id, now)
 
     def take_back(self, execution_id: bytes, now: float) -> None:
         """The START was not begun: the job waits again, and the attempt does not count."""
@@ -233,7 +169,8 @@ class JobLife:
         """It waits to run again, unless the next dispatch finds that it has been tried often enough."""
         job.last_failure = failure
         waits_from = max(now, self._state.rebuilt_at)
-        job.state = Returned(now, waits_from + self._state.timing.retry_wait_s, failure)
+        give_up_at = waits_from + self._state.timing.retry_wait_s
+        self._state.jobs.change(job, Returned(now, give_up_at, failure))
 
     def _own_outcome(self, job: Job, failure: JobFailed) -> Outcome:
         return Outcome(
@@ -250,7 +187,6 @@ class JobLife:
     # --- Outcomes ------------------------------------------------------------------------------
 
     def deliver(self, job: Job, outcome: Outcome, now: float) -> None:
-        repeats = 0
         if isinstance(job.state, Dispatched):
             self._count_completion(job, outcome, now)
             self._state.note(
@@ -260,14 +196,14 @@ class JobLife:
                 attempt=job.attempts,
                 run_s=round(now - job.state.since, 3),
             )
-        elif isinstance(job.state, Delivering):
-            repeats = job.state.repeats
-        job.state = Delivering(outcome.worker_id, outcome.execution_id, now, repeats)
-        self._pass_on(job, outcome)
+        self._state.jobs.change(job, Delivering(outcome.worker_id, outcome.execution_id, None))
+        self._pass_on(job, outcome, now)
         self._end_if_unwaited(job)
 
     def fail(self, job: Job, outcome: Outcome, now: float) -> None:
-        self._state.counters.failed += 1
+        if not job.is_counted:
+            job.is_counted = True
+            self._state.counters.failed += 1
         if outcome.failure is not None:
             self._state.note(
                 "job failed",
@@ -277,8 +213,10 @@ class JobLife:
                 detail=outcome.failure.detail,
                 attempts=job.attempts,
             )
-        job.state = Failed(outcome, now)
-        self._pass_on(job, outcome)
+        for waiter in job.waiters.values():
+            waiter.served_at, waiter.repeats = None, 0
+        self._state.jobs.change(job, Failed(outcome))
+        self._pass_on(job, outcome, now)
         self._end_if_unwaited(job)
 
     def _end_if_unwaited(self, job: Job) -> None:
@@ -293,37 +231,62 @@ class JobLife:
         if outcome.image is not None:
             self._state.run_times.observe(job.parameters, outcome.image.inference_time_s, now)
 
-    def _pass_on(self, job: Job, outcome: Outcome) -> None:
-        """To everyone who waits, under the name of its own call."""
+    def _pass_on(self, job: Job, outcome: Outcome, now: float) -> None:
+        """To everyone who waits and has not got it yet, under the name of its own call."""
         for waiter_id, waiter in job.waiters.items():
             frontend = self._state.frontends.get(waiter.frontend)
-            if frontend is not None:
+            if frontend is not None and waiter.served_at is None:
+                waiter.served_at = now
                 self._state.send_frontend(frontend.route, dataclasses.replace(outcome, job_id=waiter_id))
 
-    def deliver_again_if_due(self, job: Job, now: float) -> None:
-        """A frontend still lists a job whose outcome was passed on: say it again, or make it again."""
+    def still_listed(self, job: Job, waiter: Waiter, now: float) -> None:
+        """A frontend waits, perhaps for what was passed on to it already: say it again, or make it again."""
+        if waiter.served_at is not None and now - waiter.served_at >= self._patience_s(job, waiter):
+            waiter.served_at = None
+            waiter.repeats += 1
+        if waiter.served_at is not None:
+            return
         match job.state:
-            case Failed(outcome=outcome, passed_on_at=passed_on_at) if self._is_due(passed_on_at, 0, now):
-                job.state = Failed(outcome, now)
-                self._pass_on(job, outcome)
-            case Delivering(passed_on_at=passed_on_at, repeats=repeats) as delivering if self._is_due(
-                passed_on_at, repeats, now
+            case Failed(outcome=outcome):
+                self._pass_on(job, outcome, now)
+            case Delivering(asked_at=asked_at) if asked_at is not None and not self._is_overdue(
+                asked_at, now
             ):
-                self._ask_again(job, delivering, repeats + 1, now)
+                pass  # It is on its way.
+            case Delivering() as delivering if self._holder(delivering) is not None:
+                self._ask_again(job, delivering, now)
+            case Delivering():
+                self._draw_again(job, now)
             case _:
                 pass
 
-    def _ask_again(self, job: Job, delivering: Delivering, repeats: int, now: float) -> None:
-        worker = self._state.workers.registered.get(delivering.worker_id)
-        if worker is not None and worker.holds(delivering.execution_id):
-            job.state = dataclasses.replace(delivering, passed_on_at=now, repeats=repeats)
-            self._state.ask_for_image(worker, delivering.execution_id)
-        elif now - delivering.passed_on_at >= self._state.timing.repeat_after_s:
-            self.put_back(job, _IMAGE_LOST, now)
+    def _patience_s(self, job: Job, waiter: Waiter) -> float:
+        """How long its frontend may take to receive it; for an image that is gone nobody need wait."""
+        repeat_after_s = self._state.timing.repeat_after_s
+        if isinstance(job.state, Delivering) and self._holder(job.state) is None:
+            return repeat_after_s
+        return min(repeat_after_s * 2.0 ** min(waiter.repeats, 10), max(LONGEST_REPEAT_S, repeat_after_s))
 
-    def _is_due(self, passed_on_at: float, repeats: int, now: float) -> bool:
-        wait_s = min(self._state.timing.repeat_after_s * 2.0 ** min(repeats, 10), LONGEST_REPEAT_S)
-        return now - passed_on_at >= wait_s
+    def _is_overdue(self, since: float, now: float) -> bool:
+        return now - since >= self._state.timing.repeat_after_s
+
+    def _holder(self, delivering: Delivering) -> Worker | None:
+        worker = self._state.workers.registered.get(delivering.worker_id)
+        return worker if worker is not None and worker.holds(delivering.execution_id) else None
+
+    def _ask_again(self, job: Job, delivering: Delivering, now: float) -> None:
+        """For all whom it has not reached: one transfer from the worker serves them all."""
+        self._state.jobs.change(job, dataclasses.replace(delivering, asked_at=now))
+        worker = self._state.workers.registered.get(delivering.worker_id)
+        if worker is not None:  # Whether it still holds it, its next report will tell.
+            self._state.ask_for_image(worker, delivering.execution_id)
+
+    def _draw_again(self, job: Job, now: float) -> None:
+        """The image is gone. One that was kept for a repeat has been nobody's attempt."""
+        if job.attempts == 0:
+            self._state.jobs.change(job, Queued(now))
+        else:
+            self.put_back(job, _IMAGE_LOST, now)
 
     # --- The end -------------------------------------------------------------------------------
 
@@ -367,22 +330,18 @@ class JobLife:
             self._state.counters.cancelled += 1
             self._state.note("job cancelled", job_id=job.job_id)
 
-    def tell_waiters(self, job: Job) -> None:
-        for waiter_id in job.waiters:
-            self.tell_waiter(job, waiter_id)
+    def watch_all(self, now: float) -> None:
+        may_give_up = not self._may_be_taken(now)
+        for job in list(self._state.jobs):
+            self._watch(job, now, may_give_up=may_give_up)
 
-    def tell_waiter(self, job: Job, waiter_id: bytes) -> None:
-        frontend = self._state.frontends.get(job.waiters[waiter_id].frontend)
-        if frontend is not None:
-            self._state.send_statuses(frontend, job.status(waiter_id))
-
-    def watch(self, job: Job, now: float) -> None:
+    def _watch(self, job: Job, now: float, *, may_give_up: bool) -> None:
         timing = self._state.timing
         if now >= job.deadline + timing.heartbeat_interval_s:
             self.end(job)  # Its frontends have answered long ago, by their own clocks.
         elif self._is_forsaken(job, now):
             self.end(job)
-        elif isinstance(job.state, Returned) and now >= job.state.give_up_at and not self._any_stopping(now):
+        elif isinstance(job.state, Returned) and now >= job.state.give_up_at and may_give_up:
             self.fail(job, self._own_outcome(job, job.state.failure), now)
 
     def _is_forsaken(self, job: Job, now: float) -> bool:
@@ -390,12 +349,10 @@ class JobLife:
             return False
         return now - job.orphaned_at >= self._state.timing.orphan_grace_s
 
-    def _any_stopping(self, now: float) -> bool:
-        """Whether a worker is busy with something unwanted: it will be free at its next step."""
+    def _may_be_taken(self, now: float) -> bool:
+        """Whether a worker is there that will be idle: it is busy, or loads its model."""
+        timing = self._state.timing
         return any(
-            isinstance(worker.slot, Running)
-            and worker.is_serving(now, self._state.timing.probe_after_s)
-            and self._state.jobs.wanting(worker.slot.execution_id) is None
-            and not self._state.runs_unowned(worker)
+            worker.is_serving(now, timing.probe_after_s) or worker.is_loading(now, timing.probe_after_s)
             for worker in self._state.workers
         )

@@ -27,6 +27,8 @@ MAX_ATTEMPTS: Final = 3
 """Executions that one job may begin."""
 MAX_JOBS: Final = 16_384
 """Known at once, whoever waits for them."""
+MAX_WAITERS: Final = 64
+"""Calls that wait for one job: each gets a copy of its image."""
 MAX_CRASHES: Final = 2
 """Engine processes that one job may cost; then it is poison."""
 
@@ -61,21 +63,19 @@ class Dispatched:
 
 @dataclass(frozen=True, slots=True)
 class Delivering:
-    """Its image was passed on, or asked for; the worker holds it until nobody waits for it any more."""
+    """Its image is there, and held by the worker until nobody waits for it any more."""
 
     worker_id: str
     execution_id: bytes
-    passed_on_at: float
-    repeats: int = 0
-    """How often it was passed on in vain."""
+    asked_at: float | None
+    """When it was asked for once more; None if it was passed on since to everyone who waits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Its failure was passed on to its frontends, and is kept here to be said again."""
+    """It ends in this failure, which is kept here to be said again."""
 
     outcome: Outcome
-    passed_on_at: float
 
 
 State = Queued | Returned | Dispatched | Delivering | Failed
@@ -88,6 +88,10 @@ class Waiter:
     frontend: bytes
     """Its frontend's incarnation."""
     submit_seq: int
+    served_at: float | None = None
+    """When the outcome was passed on to it; None if it has to be, or has to be again."""
+    repeats: int = 0
+    """How often it was passed on in vain."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,11 +101,13 @@ class Job:
     parameters: ImageParameters
     prompt: Body
     deadline: float
-    """The latest of all who have waited for it."""
+    """The latest of all who wait; of a job with a single call, what that call says."""
     state: State
     attempts: int = 0
     crashes: int = 0
     waiters: dict[bytes, Waiter] = field(default_factory=dict)
+    executions: list[bytes] = field(default_factory=list)
+    """All that it has had, begun for it or adopted."""
     orphaned_at: float | None = None
     """When its last waiter was lost with its frontend; None while there is one."""
     is_counted: bool = False
@@ -186,12 +192,25 @@ def is_same_call(one: JobClaim, other: JobClaim) -> bool:
     return is_same_image(one, other) and (one.job_id == other.job_id or is_same_key(one, other))
 
 
+Key = tuple[str, bytes]
+
+
+def key_of(claim: JobClaim) -> Key | None:
+    """The idempotency key, with the API key that it belongs to."""
+    return None if claim.idempotency_hash is None else (claim.key_fingerprint, claim.idempotency_hash)
+
+
 @dataclass(slots=True)
 class JobTable:
-    """By primary `job_id`, in the order of their admission; and by the `job_id` of each waiter."""
+    """By primary `job_id`, in the order of their admission; and the other ways to find one."""
 
     jobs: dict[bytes, Job] = field(default_factory=dict)
     by_waiter: dict[bytes, Job] = field(default_factory=dict)
+    """By the `job_id` of each call that waits."""
+    by_execution: dict[bytes, Job] = field(default_factory=dict)
+    """By the current execution."""
+    by_key: dict[Key, list[Job]] = field(default_factory=dict)
+    """Those with an idempotency key."""
 
     def __iter__(self) -> Iterator[Job]:
         return iter(self.jobs.values())
@@ -207,11 +226,26 @@ class JobTable:
 
     def add(self, job: Job) -> None:
         self.jobs[job.job_id] = job
+        if (key := key_of(job.claim)) is not None:
+            self.by_key.setdefault(key, []).append(job)
+
+    def change(self, job: Job, state: State) -> None:
+        """The only way to change a job's state."""
+        if job.current_execution is not None:
+            del self.by_execution[job.current_execution]
+        job.state = state
+        if job.current_execution is not None:
+            self.by_execution[job.current_execution] = job
 
     def remove(self, job: Job) -> None:
-        for waiter_id in job.waiters:
-            del self.by_waiter[waiter_id]
-        job.waiters.clear()
+        for waiter_id in list(job.waiters):
+            self.detach(job, waiter_id)
+        if job.current_execution is not None:
+            del self.by_execution[job.current_execution]
+        if (key := key_of(job.claim)) is not None:
+            self.by_key[key].remove(job)
+            if not self.by_key[key]:
+                del self.by_key[key]
         del self.jobs[job.job_id]
 
     def attach(self, job: Job, waiter_id: bytes, waiter: Waiter) -> None:
@@ -233,11 +267,10 @@ class JobTable:
 
     def with_key_of(self, claim: JobClaim) -> Job | None:
         """The job that a repeat with this idempotency key joins. One that failed is joined by nobody."""
-        if claim.idempotency_hash is None:
+        key = key_of(claim)
+        if key is None:
             return None
-        return next(
-            (job for job in self if is_same_key(job.claim, claim) and not isinstance(job.state, Failed)), None
-        )
+        return next((job for job in self.by_key.get(key, ()) if not isinstance(job.state, Failed)), None)
 
     def active_of(self, key_fingerprint: str) -> list[Job]:
         return [job for job in self if job.is_active and job.claim.key_fingerprint == key_fingerprint]
@@ -255,7 +288,7 @@ class JobTable:
 
     def wanting(self, execution_id: bytes) -> Job | None:
         """The job whose current execution this is."""
-        return next((job for job in self if job.current_execution == execution_id), None)
+        return self.by_execution.get(execution_id)
 
     def answered_by(self, claim: JobClaim) -> Job | None:
         """The job that an execution with this claim would answer, if it were the current one."""

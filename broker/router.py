@@ -79,6 +79,7 @@ class Router:
         self._frontends = LoopSocket(zmq.ROUTER, MAX_HEADER_BYTES, self._from_frontend)
         self._bind(self._workers, settings.workers_endpoint)
         self._bind(self._frontends, settings.frontends_endpoint)
+        self._mailbox.tell(TimerFired())  # Its life begins.
 
     async def drain(self) -> None:
         """Say that the broker ends, and give the words time to leave."""

@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final
 
 from broker.jobs import Dispatched, JobTable
@@ -11,7 +12,9 @@ from proto.failures import RefusalReason
 from proto.messages import Snapshot, WorkerRow
 
 MAX_ROWS: Final = 1000
-"""Workers in one snapshot: with all their readings they fit into one header."""
+"""Workers in one snapshot."""
+MAX_ROWS_AND_GPUS: Final = 4000
+"""Rows and GPU readings in one snapshot: about 230 bytes each, which fit into one header."""
 
 
 @dataclass(slots=True)
@@ -46,11 +49,20 @@ def snapshot(
         cancelled=counters.cancelled,
         rejected=dict(counters.rejected),
         shed=dict(counters.shed),
-        workers=(
-            *(_row(worker, worker.state_name(), now) for worker in workers),
-            *(_row(lost, "lost", now) for lost in workers.lost.values()),
-        )[:MAX_ROWS],
+        workers=_fitting(
+            [
+                *(_row(worker, worker.state_name(), now) for worker in workers),
+                *(_row(lost, "lost", now) for lost in workers.lost.values()),
+            ]
+        ),
     )
+
+
+def _fitting(rows: list[WorkerRow]) -> tuple[WorkerRow, ...]:
+    """The first ones, as many as one message can carry."""
+    sizes = accumulate(1 + len(row.report.readings.gpus if row.report.readings else ()) for row in rows)
+    fitting = sum(size <= MAX_ROWS_AND_GPUS for size in sizes)
+    return tuple(rows[: min(fitting, MAX_ROWS)])
 
 
 def _row(worker: Worker | LostWorker, state: str, now: float) -> WorkerRow:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from broker.actions import Action, SendToFrontend, SendToWorker
 from broker.estimates import RunTimes
 from broker.frontends import Frontend, FrontendTable
-from broker.jobs import JobTable
+from broker.jobs import Job, JobTable
 from broker.snapshot import Counters
 from broker.views import ViewMaker
-from broker.wishes import Wishes, WishMaker
+from broker.wishes import Doubts, Wishes, WishMaker
 from broker.workers import Worker, WorkerTable
-from proto.messages import JobStatus, RunningExecution, Submit, ToFrontend, ToWorker
+from proto.messages import HeldOutcome, JobClaim, JobStatus, RunningExecution, Submit, ToFrontend, ToWorker
 from proto.notes import Note, NoteLevel
 from proto.timing import Timing
 
@@ -83,7 +83,7 @@ class BrokerState:
         return self.is_rebuilding_at(self.now)
 
     def is_rebuilding_at(self, now: float) -> bool:
-        return self.started_at is None or now - self.started_at < self.timing.rebuild_s
+        return self.started_at is None or now < self.started_at + self.timing.rebuild_s
 
     @property
     def rebuilt_at(self) -> float:
@@ -112,28 +112,49 @@ class BrokerState:
         self.send_worker(worker.route, self.views.for_worker(worker, Wishes(resend=(execution_id,))))
 
     def wishes(self, worker: Worker) -> Wishes:
-        return self._wish_maker.wishes(
-            worker,
+        return self._wish_maker.wishes(worker, self._doubts())
+
+    def _doubts(self) -> Doubts:
+        return Doubts(
             is_rebuilding=self.is_rebuilding,
             may_be_orphans=self.age_s < self.timing.orphan_grace_s,
         )
 
-    def own(self, execution_id: bytes) -> None:
+    def own(self, job: Job, execution_id: bytes) -> None:
         """This broker has begun or adopted it: it goes on for a job that is known here, or not at all."""
+        job.executions.append(execution_id)
         self._wish_maker.own(execution_id)
 
     def runs_unowned(self, worker: Worker) -> bool:
         """Whether it runs something that no known job wants, and that goes on all the same."""
         running = worker.running
-        return (
-            running is not None
-            and self.jobs.wanting(running.execution_id) is None
-            and not self.wishes(worker).cancel
-        )
+        if running is None or self.jobs.wanting(running.execution_id) is not None:
+            return False
+        return self._wish_maker.goes_on(running, self._doubts())
+
+    def is_stopping(self, worker: Worker) -> bool:
+        """Whether it is busy with nothing but what it was told to stop."""
+        running = worker.running
+        is_wanted = running is None or self.jobs.wanting(running.execution_id) is not None
+        serves = worker.is_serving(self.now, self.timing.probe_after_s)
+        return serves and not is_wanted and not self.runs_unowned(worker)
 
     def may_be_joined(self, running: RunningExecution) -> bool:
         """Whether a repeat may take over what it has not begun itself: an execution that goes on anyway."""
-        return self._wish_maker.may_be_joined(running)
+        return self._wish_maker.may_be_joined(running, self._doubts())
+
+    def images_of(self, claim: JobClaim) -> list[tuple[Worker, HeldOutcome]]:
+        """All images of this idempotency key, and where they are; the one that repeats get is the first."""
+        return self._wish_maker.images_of(claim)
+
+    def tell_waiters(self, job: Job) -> None:
+        for waiter_id in job.waiters:
+            self.tell_waiter(job, waiter_id)
+
+    def tell_waiter(self, job: Job, waiter_id: bytes) -> None:
+        frontend = self.frontends.get(job.waiters[waiter_id].frontend)
+        if frontend is not None:
+            self.send_statuses(frontend, job.status(waiter_id))
 
     def send_statuses(self, frontend: Frontend, *statuses: JobStatus) -> None:
         view = self.views.for_frontend(frontend, statuses, self.ready_workers(), self.draining)

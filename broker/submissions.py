@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from broker.admission import Admission, Refusal
 from broker.frontends import Frontend
 from broker.job_life import JobLife
-from broker.jobs import MAX_JOBS, Dispatched, Job, is_same_image, is_same_key
+from broker.jobs import MAX_JOBS, MAX_WAITERS, Dispatched, Job, is_same_image, is_same_key
 from broker.state import BrokerState, PendingSubmit
 from broker.workers import Worker
 from proto.failures import RefusalReason
-from proto.messages import HeldOutcome, JobClaim, JobState, JobStatus, Refuse, Submit
+from proto.messages import JobClaim, JobState, JobStatus, Refuse, RunningExecution, Submit
 
 FULL_RETRY_S = 1.0
 _MISMATCH = Refusal(
@@ -32,26 +32,38 @@ class Submissions:
     def take(self, frontend: Frontend, submit: Submit, now: float) -> None:
         """Decide on it, and tell its frontend."""
         job = self._known_job(submit)
-        if not submit.accepted and self._is_mismatch(submit.claim, job):
-            self._refuse(frontend, submit, _MISMATCH)
+        refusal = self._why_not_at_all(submit, job)
+        if refusal is not None:
+            self._refuse(frontend, submit, refusal)
         elif job is not None:
             self._job_life.join(job, submit, now)
             self._answer(job, submit, now)
         elif not submit.accepted and (kept := self._kept_image(submit.claim)) is not None:
             self._answer(self._job_life.admit_kept(submit, *kept, now), submit, now)
-        elif self._is_running(submit.claim):
+        elif submit.accepted or self._runs_unowned(submit.claim):
             self._answer(self._job_life.admit(submit, now), submit, now)
-        elif len(self._state.jobs) + len(self._state.pending) >= MAX_JOBS:
-            self._state.shed("jobs")
-            detail = f"{MAX_JOBS} jobs are known already"
-            self._refuse(frontend, submit, Refusal(RefusalReason.BROKER_FULL, detail, FULL_RETRY_S))
-        elif self._state.is_rebuilding and not submit.accepted:
+        elif self._state.is_rebuilding:
             self._state.pending[submit.claim.job_id] = PendingSubmit(submit, now)
             self._state.send_statuses(frontend, self.status(submit.claim.job_id))
-        elif not submit.accepted and (refusal := self._admission().judge(submit, now)) is not None:
+        elif (refusal := self._admission().judge(submit, now)) is not None:
             self._refuse(frontend, submit, refusal)
         else:
             self._answer(self._job_life.admit(submit, now), submit, now)
+
+    def _why_not_at_all(self, submit: Submit, job: Job | None) -> Refusal | None:
+        """What no state of the workers could change."""
+        claim, state = submit.claim, self._state
+        if not submit.accepted and self._is_mismatch(claim, job):
+            return _MISMATCH
+        if job is not None and claim.job_id not in job.waiters and len(job.waiters) >= MAX_WAITERS:
+            state.shed("waiters")
+            detail = f"{len(job.waiters)} calls wait for this job already"
+            return Refusal(RefusalReason.CLIENT_BUSY, detail, FULL_RETRY_S)
+        others = len(state.pending) - (claim.job_id in state.pending)
+        if job is None and len(state.jobs) + others >= MAX_JOBS:
+            state.shed("jobs")
+            return Refusal(RefusalReason.BROKER_FULL, f"{MAX_JOBS} jobs are known already", FULL_RETRY_S)
+        return None
 
     def judge_pending(self, now: float) -> None:
         """Those that came while nobody knew what workers run and hold."""
@@ -113,36 +125,32 @@ class Submissions:
         """Whether the same key, or the same job, stands for another image."""
         if job is not None:
             return not is_same_image(job.claim, claim)
-        return any(not is_same_image(other, claim) for other, _, _ in self._with_key_of(claim))
+        images = (image.claim for _, image in self._state.images_of(claim))
+        known = (*images, *(running.claim for running in self._unowned_with_key_of(claim)))
+        return any(not is_same_image(other, claim) for other in known)
 
     def _kept_image(self, claim: JobClaim) -> tuple[Worker, bytes] | None:
-        """Where an image for a repeat lies: the one that was given before, if there are several."""
-        found = [
-            (outcome.released, worker, outcome.execution_id)
-            for other, worker, outcome in self._with_key_of(claim)
-            if outcome is not None and outcome.failure is None and worker.unreachable_since is None
-        ]
-        best = max(found, key=lambda entry: entry[0], default=None)
-        return None if best is None else best[1:]
+        """Where the image for a repeat lies, if it can be had."""
+        for worker, image in self._state.images_of(claim):
+            if worker.unreachable_since is None:
+                return worker, image.execution_id
+        return None
 
-    def _is_running(self, claim: JobClaim) -> bool:
+    def _runs_unowned(self, claim: JobClaim) -> bool:
         """Whether a worker runs it for a job that an earlier broker knew: it joins that execution."""
-        return any(
-            outcome is None and worker.unreachable_since is None and self._state.runs_unowned(worker)
-            for _, worker, outcome in self._with_key_of(claim)
-        )
+        return any(True for _ in self._unowned_with_key_of(claim))
 
-    def _with_key_of(self, claim: JobClaim) -> Iterator[tuple[JobClaim, Worker, HeldOutcome | None]]:
-        """What workers run or hold with the same idempotency key; the outcome is None for what runs."""
-        if claim.idempotency_hash is None:
-            return
+    def _unowned_with_key_of(self, claim: JobClaim) -> Iterator[RunningExecution]:
         for worker in self._state.workers:
             running = worker.running
-            if running is not None and not running.stopping and is_same_key(running.claim, claim):
-                yield running.claim, worker, None
-            for outcome in worker.report.held:
-                if outcome.failure is None and is_same_key(outcome.claim, claim):
-                    yield outcome.claim, worker, outcome
+            if (
+                running is not None
+                and is_same_key(running.claim, claim)
+                and not running.stopping
+                and worker.unreachable_since is None
+                and self._state.runs_unowned(worker)
+            ):
+                yield running
 
     # --- What is decided -----------------------------------------------------------------------
 
@@ -150,7 +158,7 @@ class Submissions:
         before = job.state
         self._job_life.dispatch(now)
         if job.state is before or not isinstance(job.state, Dispatched):
-            self._job_life.tell_waiter(job, submit.claim.job_id)  # Otherwise the dispatch has told it.
+            self._state.tell_waiter(job, submit.claim.job_id)  # Otherwise the dispatch has told it.
 
     def _admission(self) -> Admission:
         state = self._state
@@ -161,6 +169,7 @@ class Submissions:
             timing=state.timing,
             queue_limit=state.queue_limit,
             draining=state.draining,
+            stopping=sum(state.is_stopping(worker) for worker in state.workers),
             unowned=Counter(
                 worker.running.claim.key_fingerprint
                 for worker in state.workers

@@ -1,9 +1,10 @@
 """What the broker wants of a worker: derived from its tables whenever it speaks, never stored."""
 
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Final
 
-from broker.jobs import Dispatched, JobTable, is_same_key
+from broker.jobs import Dispatched, JobTable, key_of
 from broker.workers import Worker, WorkerTable
 from proto.messages import HeldOutcome, JobClaim, RunningExecution
 
@@ -21,6 +22,22 @@ class Wishes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Doubts:
+    """What a broker that has not run for long cannot know."""
+
+    is_rebuilding: bool
+    """Nobody has had the time yet to claim what workers run and hold."""
+    may_be_orphans: bool
+    """Executions with an idempotency key may be those of a frontend that was lost before its start."""
+
+
+class _Wish(Enum):
+    RELEASE = auto()
+    KEEP = auto()
+    RESEND = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WishMaker:
     workers: WorkerTable
     jobs: JobTable
@@ -32,55 +49,44 @@ class WishMaker:
         while len(self.own_executions) > MAX_REMEMBERED:
             del self.own_executions[next(iter(self.own_executions))]
 
-    def wishes(self, worker: Worker, *, is_rebuilding: bool, may_be_orphans: bool) -> Wishes:
-        """What is wanted of a worker, given what it last reported.
-
-        While `is_rebuilding`, nobody has had the time to claim what it runs and holds. `may_be_orphans`: so
-        short after the broker's start, executions with an idempotency key may be those of a frontend that was
-        lost before it.
-        """
+    def wishes(self, worker: Worker, doubts: Doubts) -> Wishes:
+        """What is wanted of a worker, given what it last reported."""
+        wanted: dict[_Wish, list[bytes]] = {wish: [] for wish in _Wish}
+        for outcome in worker.report.held:
+            wish = self._wish_for(outcome, doubts)
+            if wish is not None:
+                wanted[wish].append(outcome.execution_id)
+        running = worker.running
+        is_wanted = running is None or self.jobs.wanting(running.execution_id) is not None
         return Wishes(
-            cancel=self._cancelled(worker, is_rebuilding=is_rebuilding, may_be_orphans=may_be_orphans),
-            release=() if is_rebuilding else self._unwanted(worker, kept=False),
-            keep=() if is_rebuilding else self._unwanted(worker, kept=True),
-            resend=tuple(outcome.execution_id for outcome in worker.report.held if self._is_awaited(outcome)),
+            cancel=()
+            if running is None or is_wanted or self.goes_on(running, doubts)
+            else (running.execution_id,),
+            release=tuple(wanted[_Wish.RELEASE]),
+            keep=tuple(wanted[_Wish.KEEP]),
+            resend=tuple(wanted[_Wish.RESEND]),
         )
 
-    def _cancelled(self, worker: Worker, *, is_rebuilding: bool, may_be_orphans: bool) -> tuple[bytes, ...]:
-        running = worker.running
-        if running is None or self.jobs.wanting(running.execution_id) is not None:
-            return ()
-        goes_on = is_rebuilding or self._may_be_asked_for(running.claim, may_be_orphans=may_be_orphans)
-        return () if goes_on and not self._is_fenced(running) else (running.execution_id,)
-
-    def may_be_joined(self, running: RunningExecution) -> bool:
-        """Whether it goes on for whoever asks: this broker has not ended it, nor is it stopping by itself."""
-        return running.execution_id not in self.own_executions and not running.stopping
-
-    @staticmethod
-    def _may_be_asked_for(claim: JobClaim, *, may_be_orphans: bool) -> bool:
-        """Whether a call that is not known yet may want what runs for no known job."""
-        return claim.idempotency_hash is not None and (claim.detach or may_be_orphans)
-
-    def _is_fenced(self, running: RunningExecution) -> bool:
-        return (
+    def goes_on(self, running: RunningExecution, doubts: Doubts) -> bool:
+        """Whether what runs for no known job is let run: somebody may ask for its image."""
+        is_fenced = (
             running.execution_id in self.own_executions
             or self.jobs.answered_by(running.claim) is not None
-            or self._is_held_elsewhere(running.execution_id, running.claim)
+            or bool(self.images_of(running.claim))
         )
+        return _may_be_asked_for(running.claim, doubts) and not is_fenced
 
-    def _is_awaited(self, outcome: HeldOutcome) -> bool:
+    def may_be_joined(self, running: RunningExecution, doubts: Doubts) -> bool:
+        """The same, once there is the job that asks for it."""
+        return running.execution_id not in self.own_executions and _may_be_asked_for(running.claim, doubts)
+
+    def _wish_for(self, outcome: HeldOutcome, doubts: Doubts) -> _Wish | None:
         job = self.jobs.wanting(outcome.execution_id)
-        return job is not None and isinstance(job.state, Dispatched)
-
-    def _unwanted(self, worker: Worker, *, kept: bool) -> tuple[bytes, ...]:
-        return tuple(
-            outcome.execution_id
-            for outcome in worker.report.held
-            if not outcome.released
-            and self.jobs.wanting(outcome.execution_id) is None
-            and self._is_worth_keeping(outcome) is kept
-        )
+        if job is not None:
+            return _Wish.RESEND if isinstance(job.state, Dispatched) else None
+        if outcome.released or doubts.is_rebuilding:
+            return None
+        return _Wish.KEEP if self._is_worth_keeping(outcome) else _Wish.RELEASE
 
     def _is_worth_keeping(self, outcome: HeldOutcome) -> bool:
         """An image that a repeat may ask for. Of two with one idempotency key all repeats get the same."""
@@ -91,13 +97,26 @@ class WishMaker:
         return not is_fenced and not self._is_held_elsewhere(outcome.execution_id, outcome.claim)
 
     def _is_held_elsewhere(self, execution_id: bytes, claim: JobClaim) -> bool:
-        """Whether there is another image of this idempotency key, which was delivered or goes first."""
-        return any(
-            other.execution_id != execution_id
-            and other.failure is None
-            and is_same_key(other.claim, claim)
-            # Between two that nobody was given yet, any rule will do that gives both the same answer.
-            and (other.released or other.execution_id < execution_id)
-            for worker in self.workers
-            for other in worker.report.held
-        )
+        """Whether there is another image of this idempotency key that goes first."""
+        others = self.images_of(claim)
+        return bool(others) and precedence(others[0][1]) < (True, execution_id)
+
+    def images_of(self, claim: JobClaim) -> list[tuple[Worker, HeldOutcome]]:
+        """All images of this idempotency key, and where they are; the one that repeats get is the first."""
+        key = key_of(claim)
+        if key is None:
+            return []
+        found = [(worker, outcome) for worker in self.workers for outcome in worker.images.get(key, ())]
+        return sorted(found, key=lambda entry: precedence(entry[1]))
+
+
+def precedence(image: HeldOutcome) -> tuple[bool, bytes]:
+    """What was given before goes first. Between others any order will do that is always the same."""
+    return (not image.released, image.execution_id)
+
+
+def _may_be_asked_for(claim: JobClaim, doubts: Doubts) -> bool:
+    """Whether a call that is not known yet may want what runs for no known job."""
+    if doubts.is_rebuilding:
+        return True
+    return claim.idempotency_hash is not None and (claim.detach or doubts.may_be_orphans)

@@ -20,6 +20,7 @@ class WorkerSide:
     def __init__(self, state: BrokerState, job_life: JobLife) -> None:
         self._state = state
         self._job_life = job_life
+        self._adoption = job_life.adoption
 
     def receive(self, route: bytes, message: ToBrokerFromWorker, now: float) -> None:
         match message:
@@ -50,13 +51,12 @@ class WorkerSide:
             worker = self._register(route, report, now)
         elif report.seq <= worker.seq:
             return
-        worker.report, worker.route, worker.seq = report, route, report.seq
-        worker.heard_at, worker.unreachable_since = now, None
+        worker.take(report, route, now)
         before = worker.slot
         worker.slot = self._slot_after_report(worker, now)
         self._take_back_missing(worker, before, now)
-        self._job_life.adopt(worker, now)
-        self._job_life.renew_claim(worker, now)
+        self._adoption.reported(worker, now)
+        self._adoption.renew_claim(worker, now)
         self._state.send_worker_view(worker)
 
     def _is_full(self, report: WorkerReport) -> bool:
@@ -146,7 +146,7 @@ class WorkerSide:
                 worker.slot = Unclear() if engine_gone else Idle(now)
         job = self._state.jobs.wanting(outcome.execution_id)
         if job is None:
-            self._state.shed("fenced_outcomes")
+            self._count_what_is_not_wanted(outcome)
             self._state.note("outcome dropped", job_id=outcome.job_id, execution_id=outcome.execution_id)
             return
         job.count(outcome)
@@ -166,6 +166,13 @@ class WorkerSide:
             self._job_life.put_back(job, job.last_failure or _STOPPED_IN_VAIN, now)
         else:
             self._job_life.fail(job, self._without_cancel(outcome), now)
+
+    def _count_what_is_not_wanted(self, outcome: Outcome) -> None:
+        if outcome.image is not None:
+            self._state.shed("fenced_images")
+        job = self._state.jobs.get(outcome.job_id)
+        if job is not None:
+            job.count(outcome)
 
     @staticmethod
     def _without_cancel(outcome: Outcome) -> Outcome:

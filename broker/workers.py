@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
-from proto.messages import RunningExecution, WorkerPhase, WorkerReport
+from broker.jobs import Key, key_of
+from proto.messages import HeldOutcome, JobClaim, RunningExecution, WorkerPhase, WorkerReport
 
 MAX_WORKERS: Final = 1000
 """Registered at once: with all their readings they fit into one snapshot."""
@@ -56,8 +57,33 @@ class Worker:
     heard_at: float
     seq: int
     slot: Slot
+    held: dict[bytes, HeldOutcome] = field(init=False)
+    """By execution: what the report lists."""
+    images: dict[Key, list[HeldOutcome]] = field(init=False)
+    """The images among them that have an idempotency key, by that."""
+    by_job: dict[bytes, list[HeldOutcome]] = field(init=False)
+    renewed_after: int = -1
+    """The `seq` of the report after which its running claim was renewed."""
     unreachable_since: float | None = None
     """When a message to it could not be routed; None once it was heard again."""
+
+    def __post_init__(self) -> None:
+        self._read(self.report)
+
+    def take(self, report: WorkerReport, route: bytes, now: float) -> None:
+        """Its latest word."""
+        self.report, self.route, self.seq = report, route, report.seq
+        self.heard_at, self.unreachable_since = now, None
+        self._read(report)
+
+    def _read(self, report: WorkerReport) -> None:
+        self.held = {outcome.execution_id: outcome for outcome in report.held}
+        self.images, self.by_job = {}, {}
+        for outcome in report.held:
+            self.by_job.setdefault(outcome.claim.job_id, []).append(outcome)
+            key = key_of(outcome.claim)
+            if key is not None and outcome.failure is None:
+                self.images.setdefault(key, []).append(outcome)
 
     @property
     def worker_id(self) -> str:
@@ -87,8 +113,24 @@ class Worker:
             and now - self.heard_at < probe_after_s
         )
 
+    def is_loading(self, now: float, probe_after_s: float) -> bool:
+        """It can be heard, and is about to be ready: its engine was just started, or died a moment ago."""
+        is_about_to = self.report.phase is WorkerPhase.LOADING or isinstance(self.slot, Unclear)
+        return is_about_to and self.unreachable_since is None and now - self.heard_at < probe_after_s
+
+    def held_for(self, claim: JobClaim) -> list[HeldOutcome]:
+        """What it holds for this job, and the images that it holds for this idempotency key."""
+        key = key_of(claim)
+        return self.by_job.get(claim.job_id, []) + ([] if key is None else self.images.get(key, []))
+
+    def has(self, execution_id: bytes | None) -> bool:
+        """Whether it runs or holds this execution."""
+        running = self.running
+        runs_it = running is not None and running.execution_id == execution_id
+        return execution_id is not None and (runs_it or self.holds(execution_id))
+
     def holds(self, execution_id: bytes) -> bool:
-        return any(outcome.execution_id == execution_id for outcome in self.report.held)
+        return execution_id in self.held
 
     def state_name(self) -> str:
         """For people: a `WorkerPhase`, or `busy`."""

@@ -38,6 +38,7 @@ class LauncherSettings(ComponentSettings):
 class FrontendEnvironment(ComponentSettings):
     """Those of the frontend's own variables that the launcher must know to talk to it."""
 
+    owns_prefix = False
     model_config = SettingsConfigDict(env_prefix="FLUX_FRONTEND_")
 
     grpc_host: str = Field("127.0.0.1", description="address for gRPC")

@@ -16,6 +16,8 @@ class JobOpened:
     job: ValidJob
     time_remaining_s: float
     """Until the RPC's deadline."""
+    job_time_s: float | None = None
+    """How long the job itself may take, if it is detached from the RPC; None: as long as that."""
     key_job_limit: int = 1
     idempotency_hash: bytes | None = None
     """16 bytes, the same for every repeat of this call. None: it has no repeats."""

@@ -39,7 +39,6 @@ from proto.messages import (
     JobState,
     JobStatus,
     Leave,
-    OpenJob,
     Outcome,
     Refuse,
     Snapshot,
@@ -78,6 +77,8 @@ class DeskJob:
 
     opened: JobOpened
     deadline: float
+    """When the RPC ends, whatever becomes of the job."""
+    job_deadline: float
     state: Submitted | Accepted = Submitted()
     submit_seq: int = 0
     """Of its latest SUBMIT: a view that does not echo it says nothing about this job."""
@@ -200,7 +201,8 @@ class JobDesk:
             return
         if opened.key_fingerprint in self._unreported_keys:
             self._report(now)
-        job = DeskJob(opened=opened, deadline=now + opened.time_remaining_s)
+        job_time_s = opened.time_remaining_s if opened.job_time_s is None else opened.job_time_s
+        job = DeskJob(opened=opened, deadline=now + opened.time_remaining_s, job_deadline=now + job_time_s)
         self.jobs[opened.job_id] = job
         self._submit(job, now)
 
@@ -244,7 +246,7 @@ class JobDesk:
             parameters_digest=job.job.digest,
             idempotency_hash=job.opened.idempotency_hash,
             detach=job.opened.detach,
-            remaining_ms=max(0, round((job.deadline - now) * 1000)),
+            remaining_ms=max(0, round((job.job_deadline - now) * 1000)),
             attempts=job.attempts,
             crashes=job.crashes,
         )
@@ -283,7 +285,10 @@ class JobDesk:
             case Outcome():
                 self._outcome_came(message, now)
             case Refuse(job_id=None, reason=reason, detail=detail):
-                self._note("broker does not serve this frontend", "error", reason=reason.value, detail=detail)
+                if self.contact.refused(reason):
+                    self._note(
+                        "broker does not serve this frontend", "error", reason=reason.value, detail=detail
+                    )
             case Refuse():
                 self._refused(message, now)
             case Snapshot():
@@ -346,15 +351,12 @@ class JobDesk:
     def _report(self, now: float) -> None:
         self.contact.reported(now)
         self._unreported_keys.clear()
-        jobs = tuple(
-            OpenJob(job_id=job_id, execution_id=job.execution_id) for job_id, job in self.jobs.items()
-        )
         self._send(
             FrontendReport(
                 frontend_id=self.frontend_id,
                 incarnation=self.incarnation,
                 seq=self.contact.next_seq(),
-                jobs=jobs,
+                jobs=tuple(self.jobs),
             )
         )
 

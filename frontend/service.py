@@ -59,6 +59,8 @@ class ImageGenService:
             key_fingerprint=key_fingerprint,
             job=job,
             time_remaining_s=self._time_remaining_s(context),
+            # Whoever detaches a job does not want it to end with the call, however that ends.
+            job_time_s=self._max_job_s if repeats.detach else None,
             idempotency_hash=repeats.idempotency_hash,
             detach=repeats.detach,
         )

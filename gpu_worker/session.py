@@ -163,7 +163,8 @@ class Session:
     # --- The broker ----------------------------------------------------------------------------
 
     def _from_broker(self, message: ToWorker, now: float) -> None:
-        self.broker.contact.heard(now)
+        if not isinstance(message, Refuse):
+            self.broker.contact.heard(now)  # A broker that does not serve is as good as none.
         match message:
             case WorkerView():
                 self._viewed(message, now)
@@ -173,7 +174,10 @@ class Session:
                 hint = "give each worker process a worker_id of its own"
                 self._end_session(EXIT_BAD_CONFIGURATION, f"{detail}; {hint}")
             case Refuse(reason=reason, detail=detail):
-                self._note("broker does not serve this worker", "error", reason=reason.value, detail=detail)
+                if self.broker.contact.refused(reason):
+                    self._note(
+                        "broker does not serve this worker", "error", reason=reason.value, detail=detail
+                    )
             case _:
                 assert_never(message)
 

@@ -3,10 +3,11 @@
 A component declares a subclass of `ComponentSettings`; each field has a description with its unit.
 """
 
+import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -48,6 +49,9 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 class ComponentSettings(BaseSettings):
     """What all components have in common."""
+
+    owns_prefix: ClassVar[bool] = True
+    """Every variable with its prefix is meant to be one of its settings."""
 
     model_config = SettingsConfigDict(
         extra="ignore",
@@ -98,15 +102,27 @@ def load_settings(cls: type[S], argv: Sequence[str] | None, program: str) -> S:
         source: CliSettingsSource[Any] = CliSettingsSource(
             cls, cli_parse_args=arguments, cli_prog_name=program, root_parser=None
         )
-        return cls(_cli_settings_source=source)
+        settings = cls(_cli_settings_source=source)
+        if cls.owns_prefix:
+            _warn_of_unknown_variables(cls, program)
+        return settings
     except ValidationError as error:
         lines = [_explain(cls, dict(problem)) for problem in error.errors(include_url=False)]
     except SettingsError as error:
         lines = [str(error)]
     for line in lines:
         print(f"{program}: {line}", file=sys.stderr)
-    print(f"{program}: see {program} --help", file=sys.stderr)
+    print(f"{program}: for all settings: --help", file=sys.stderr)
     raise SystemExit(EXIT_BAD_CONFIGURATION)
+
+
+def _warn_of_unknown_variables(cls: type[ComponentSettings], program: str) -> None:
+    """A misspelt one would otherwise be ignored in silence. No error: Kubernetes sets some of its own."""
+    prefix = cls.model_config.get("env_prefix", "").upper()
+    known = {environment_name(cls, name) for name in cls.model_fields}
+    for name in sorted(os.environ):
+        if name.upper().startswith(prefix) and name.upper() not in known:
+            print(f"{program}: {name} is not a setting, and is ignored", file=sys.stderr)
 
 
 def _explain(cls: type[ComponentSettings], problem: dict[str, Any]) -> str:

@@ -28,6 +28,8 @@ class BrokerContact:
     """On any connection; the start counts as once."""
     next_report_at: float = field(init=False)
     _connected_at: float = field(init=False)
+    _refused: str | None = None
+    """Why the broker does not serve this peer, as it said last."""
     _is_answered: bool = False
     """A view has come on the present connection."""
     _seq: int = 0
@@ -62,10 +64,15 @@ class BrokerContact:
     def heard(self, now: float) -> None:
         self.last_heard_at = now
 
+    def refused(self, reason: str) -> bool:
+        """The broker does not serve this peer, which is as good as silence; True if that is news."""
+        is_news, self._refused = reason != self._refused, reason
+        return is_news
+
     def viewed(self, view: WorkerView | FrontendView, now: float) -> bool:
         """Take the timing and the epoch from a view; True if it is the first one on this connection."""
         first = not self._is_answered
-        self._is_answered = True
+        self._is_answered, self._refused = True, None
         self.heard(now)
         self.interval_s = min(max(view.heartbeat_interval_ms / 1000, SHORTEST_INTERVAL_S), LONGEST_INTERVAL_S)
         if view.epoch != self.epoch:

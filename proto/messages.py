@@ -68,7 +68,7 @@ class JobClaim:
     idempotency_hash: Id | None = None
     """Of the client's idempotency key, scoped to its API key. Repeats of one call have the same."""
     detach: Flag = False
-    """Goes on when its last waiter has left. Only with an idempotency key: nobody could ask for it otherwise."""
+    """Goes on when its last waiter has left. Only with an idempotency key, as nobody could ask for it."""
     remaining_ms: Milliseconds
     """Time left until its deadline, on the sender's clock at sending. No wall clock crosses a wire."""
     attempts: Attempts = 0
@@ -247,20 +247,13 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenJob:
-    job_id: Id
-    execution_id: Id | None = None
-    """The execution that the frontend last heard of."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FrontendReport(Header):
     """Frontend to broker: all jobs that it waits for. What is missing here has been given up."""
 
     frontend_id: Name
     incarnation: Id
     seq: Sequence
-    jobs: Annotated[tuple[OpenJob, ...], Field(max_length=MAX_LISTED)] = ()
+    jobs: Ids = ()
 
 
 class JobState(StrEnum):

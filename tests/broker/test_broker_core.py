@@ -427,7 +427,7 @@ def test_the_outcome_of_a_former_execution_is_nobodys(broker):
     assert present not in {None, former}
     broker.image(former)
     assert broker.to_frontend(Outcome) == []
-    assert broker.counters.shed["fenced_outcomes"] == 1
+    assert broker.counters.shed["fenced_images"] == 1
 
 
 def test_an_execution_that_went_on_while_its_worker_was_lost_is_cancelled(broker):
@@ -506,10 +506,11 @@ def test_a_cancel_frees_the_key_at_once_and_the_worker_when_it_reports(broker):
     broker.run_job()
     broker.frontend()
     broker.submit("second")
+    assert broker.statuses() == {identifier("second"): JobState.QUEUED}, "it will be idle in a moment"
+    broker.submit("third", key="other")
     assert broker.refusal().reason is RefusalReason.ALL_WORKERS_BUSY
     broker.worker()
-    broker.submit("third")
-    assert broker.started()
+    assert broker.started().claim.job_id == identifier("second")
 
 
 def test_a_frontend_speaks_of_its_own_jobs_only(broker):

@@ -20,7 +20,7 @@ from samples.wire import (
 )
 
 from broker.actions import SendToFrontend, SendToWorker
-from broker.events import DrainRequested, FromWorker
+from broker.events import DrainRequested, FromWorker, TimerFired
 from broker.jobs import MAX_ATTEMPTS
 from proto.codec import decode, encode
 from proto.failures import FailureCode, RefusalReason
@@ -219,14 +219,15 @@ class BrokerMachine(RuleBasedStateMachine):
             message = image_outcome(started.execution_id, job, **changes)
         else:
             message = failure_outcome(started.execution_id, JobFailed(code=code), job, **changes)
-        is_current = self.broker.core.state.jobs.wanting(started.execution_id) is not None
+        wanting = self.broker.core.state.jobs.wanting(started.execution_id)
+        unserved = [] if wanting is None else [w for w in wanting.waiters.values() if w.served_at is None]
         self.broker.from_worker(message, b"to " + started.worker.encode())
         self.look()
         passed_on = [o for f in FRONTENDS for o in self.broker.to_frontend(Outcome, f)]
         if code is None:
-            executions = {outcome.execution_id for outcome in passed_on}
+            executions = {outcome.execution_id for outcome in passed_on if outcome.image is not None}
             assert executions <= {started.execution_id}
-            assert bool(executions) or not is_current or not self.broker.core.state.jobs.by_waiter
+            assert bool(executions) == bool(unserved)
 
     @rule(data=st.data(), reason=st.sampled_from(START_REFUSALS))
     def start_refused(self, data, reason) -> None:
@@ -341,8 +342,12 @@ class BrokerMachine(RuleBasedStateMachine):
 
     @rule(duration_s=st.sampled_from([0.01, 0.3, 1.0, 1.6, 3.1, 9.0]))
     def time_passes(self, duration_s) -> None:
-        self.broker.after(duration_s)
-        self.look()
+        end = self.broker.now + duration_s
+        while (deadline := self.broker.core.next_deadline()) is not None and deadline <= end:
+            self.broker.now = deadline
+            self.broker.tell(TimerFired())
+            self.look()
+        self.broker.now = end
 
     def teardown(self) -> None:
         """When everybody has gone and all time is over, nothing is left."""

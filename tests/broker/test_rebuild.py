@@ -91,6 +91,14 @@ def test_of_two_executions_of_one_job_the_second_is_unwanted(restarted):
     assert restarted.job().current_execution == EARLIER
 
 
+@pytest.mark.parametrize("known", ["first", "second"])
+def test_of_two_executions_the_one_that_the_frontend_knows_is_taken(restarted, known):
+    for name in ("first", "second"):
+        restarted.runs(identifier(name), worker=name)
+    restarted.submit(accepted=True, execution_id=identifier(known))
+    assert restarted.job().current_execution == identifier(known)
+
+
 def test_what_nobody_claims_is_cancelled_and_released_at_the_end(restarted):
     restarted.runs(EARLIER, held=(held(identifier("old"), "old"),))
     assert (restarted.view().cancel, restarted.view().release) == ((), ())
@@ -286,3 +294,69 @@ def test_views_of_the_window_are_answers_as_any(restarted):
     restarted.frontend("unknown")
     (view,) = restarted.to_frontend(FrontendView)
     assert [status.state for status in view.jobs] == [JobState.UNKNOWN]
+
+
+# --- The end of the window ---------------------------------------------------------------------
+
+
+def test_who_waited_is_judged_when_the_accepted_are_under_way(restarted):
+    for name in ("a", "b", "c"):
+        restarted.worker(name)
+    restarted.submit(accepted=True)
+    restarted.submit("new", key="new")
+    restarted.after(2.0)
+    for name in ("a", "b", "c"):
+        restarted.worker(name)
+    restarted.frontend("job", "new")
+    restarted.after(1.0)
+    assert {start.claim.job_id for start in restarted.starts()} == {JOB, identifier("new")}
+
+
+def test_nobody_overtakes_those_who_waited(restarted):
+    restarted.worker()
+    restarted.submit("early", key="early")
+    restarted.after(2.0)
+    restarted.worker()
+    restarted.frontend("early")
+    restarted.after(0.99)
+    restarted.now = restarted.core.state.rebuilt_at
+    restarted.submit("late", key="late")
+    assert restarted.started().claim.job_id == identifier("early")
+    assert restarted.refusal().job_id == identifier("late")
+
+
+def test_an_execution_that_was_adopted_may_be_adopted_again(restarted):
+    again = identifier("again")
+    theirs = claim(idempotency_hash=again)
+    restarted.runs(EARLIER, claim=theirs)
+    restarted.submit("repeat", idempotency=again)
+    assert restarted.job("repeat").current_execution == EARLIER
+    restarted.unreachable()
+    restarted.after(2.5)
+    restarted.frontend("repeat")
+    assert restarted.job("repeat").current_execution is None
+    restarted.runs(EARLIER, claim=theirs)
+    assert restarted.job("repeat").current_execution == EARLIER
+    assert restarted.view().cancel == ()
+
+
+def test_a_repeat_does_not_adopt_what_is_being_cancelled(restarted):
+    stray = claim(idempotency_hash=identifier("again"))
+    restarted.frontend()
+    restarted.after(31.0)
+    restarted.worker("idle")
+    restarted.runs(EARLIER, claim=stray)
+    assert restarted.view().cancel == (EARLIER,)
+    restarted.submit("repeat", idempotency=identifier("again"))
+    assert restarted.started("idle").claim.job_id == identifier("repeat")
+
+
+def test_of_two_images_a_repeat_gets_the_one_that_stays(restarted):
+    images = {name: held(identifier(name), claim=keyed()) for name in ("e2", "e1")}
+    restarted.worker("a", held=(images["e2"],))
+    restarted.worker("b", held=(images["e1"],))
+    restarted.submit("repeat", idempotency=identifier("again"))
+    assert restarted.view("b").resend == (identifier("e1"),)
+    restarted.after(WINDOW_S)
+    restarted.worker("a", held=(images["e2"],))
+    assert restarted.view("a").release == (identifier("e2"),)

@@ -4,9 +4,9 @@ import pytest
 from samples.wire import claim, held, identifier, leave
 
 from broker.events import FrontendUnreachable
-from broker.jobs import Delivering
+from broker.jobs import MAX_WAITERS, Delivering
 from proto.failures import FailureCode, RefusalReason
-from proto.messages import JobState, Outcome
+from proto.messages import JobState, Outcome, WorkerView
 
 JOB, REPEAT = identifier("job"), identifier("repeat")
 AGAIN = identifier("again")
@@ -150,6 +150,7 @@ def test_a_new_job_inherits_nothing_from_the_failure_of_an_earlier_one(broker, a
 def test_a_repeat_with_less_time_shortens_nothing(broker):
     execution = run_keyed(broker, detach=True)
     broker.frontend()
+    broker.submit("repeat", idempotency=AGAIN, remaining_ms=1_000)
     broker.submit("repeat", idempotency=AGAIN, remaining_ms=1_000)
     broker.frontend()
     go_on(broker, execution, 5, detach=True)
@@ -371,3 +372,101 @@ def test_a_lost_worker_is_no_crash(broker):
     broker.leaves("worker")
     broker.leaves("other")
     assert broker.started("third").claim.crashes == 0
+
+
+# --- Many of them ------------------------------------------------------------------------------
+
+
+def test_many_repeats_cost_one_transfer_and_one_image_each(broker):
+    execution = run_keyed(broker)
+    finish(broker, execution)
+    broker.worker(held=(keyed_image(execution, released=True),))
+    resent = 0
+    for n in range(20):
+        broker.submit(f"repeat {n}", idempotency=AGAIN)
+        resent += len(broker.to_worker(WorkerView))
+    assert resent == 1
+    broker.image(execution)
+    assert len({outcome.job_id for outcome in broker.to_frontend(Outcome)}) == 20
+    broker.image(execution)
+    assert broker.to_frontend(Outcome) == []
+
+
+def test_a_call_that_did_not_get_its_image_gets_it_alone(broker):
+    execution = run_keyed(broker)
+    broker.submit("repeat", idempotency=AGAIN)
+    broker.image(execution)
+    broker.worker(held=(keyed_image(execution),))
+    broker.after(1.6)
+    broker.worker(held=(keyed_image(execution),))
+    broker.frontend("repeat")
+    assert broker.to_worker(WorkerView)[-1].resend == (execution,)
+    broker.image(execution)
+    assert [outcome.job_id for outcome in broker.to_frontend(Outcome)] == [REPEAT]
+
+
+def test_no_more_than_so_many_calls_wait_for_one_job(broker):
+    run_keyed(broker)
+    for n in range(MAX_WAITERS - 1):
+        broker.submit(f"repeat {n}", idempotency=AGAIN)
+    broker.submit("repeat", idempotency=AGAIN)
+    assert broker.refusal().reason is RefusalReason.CLIENT_BUSY
+    assert broker.counters.shed["waiters"] == 1
+    broker.submit("repeat 0", idempotency=AGAIN)
+    assert broker.statuses() == {identifier("repeat 0"): JobState.RUNNING}, "one that waits already"
+
+
+def test_kept_images_do_not_get_around_the_limit_of_jobs(broker, monkeypatch):
+    execution = run_keyed(broker)
+    finish(broker, execution)
+    broker.worker(held=(keyed_image(execution, released=True),))
+    monkeypatch.setattr("broker.submissions.MAX_JOBS", 0)
+    broker.submit("repeat", idempotency=AGAIN)
+    assert broker.refusal().reason is RefusalReason.BROKER_FULL
+
+
+# --- What is being stopped ---------------------------------------------------------------------
+
+
+def test_another_image_under_the_key_of_what_is_being_stopped_is_no_mismatch(broker):
+    run_keyed(broker)
+    broker.frontend()
+    broker.worker("idle")
+    broker.submit("changed", idempotency=AGAIN, digest=identifier("another"))
+    assert broker.started("idle").claim.job_id == identifier("changed")
+
+
+def test_a_claim_is_renewed_once_for_each_report(broker):
+    execution = run_keyed(broker, remaining_ms=10_000)
+    broker.runs(execution, claim=claim(idempotency_hash=AGAIN, remaining_ms=9_500))
+    for n in range(5):
+        broker.submit(f"repeat {n}", idempotency=AGAIN, remaining_ms=60_000 + n)
+        assert len(broker.starts()) == (1 if n == 0 else 0)
+    short = claim(idempotency_hash=AGAIN, remaining_ms=9_000)
+    broker.runs(execution, claim=short)
+    assert broker.started().execution_id == execution
+    broker.runs(execution, claim=short, stopping=True)
+    assert broker.starts() == []
+
+
+def test_a_death_on_a_job_that_runs_elsewhere_by_now_counts(broker):
+    execution = run_keyed(broker)
+    broker.worker("other")
+    broker.unreachable()
+    for _ in range(3):
+        broker.after(0.9)
+        broker.worker("other")
+        broker.frontend("job")
+    assert broker.job().current_execution != execution
+    broker.failure(execution, FailureCode.ENGINE_CRASHED, crashes=1)
+    assert broker.job().crashes == 1
+
+
+def test_a_job_ends_once(broker):
+    broker.worker()
+    broker.image(broker.run_job())
+    broker.leaves("worker")
+    for _ in range(6):
+        broker.after(1.0)
+        broker.frontend("job")
+    assert (broker.counters.completed, broker.counters.failed) == (1, 0)

@@ -44,7 +44,6 @@ from proto.messages import (
     JobState,
     JobStatus,
     Leave,
-    OpenJob,
     Refuse,
     Snapshot,
     SnapshotRequest,
@@ -206,8 +205,8 @@ def test_open_jobs_are_in_every_report(accepted):
     accepted.open("second")
     accepted.after(1.1)
     assert accepted.sent(FrontendReport)[-1].jobs == (
-        OpenJob(job_id=JOB, execution_id=EXECUTION),
-        OpenJob(job_id=identifier("second")),
+        JOB,
+        identifier("second"),
     )
 
 
@@ -252,7 +251,7 @@ def test_a_job_that_waits_for_its_judgement_is_accepted_by_a_later_view(submitte
 def test_a_job_that_waits_for_its_judgement_is_reported_and_refused_with_its_broker_gone(submitted):
     submitted.status(JobState.PENDING)
     submitted.after(1.1)
-    assert submitted.sent(FrontendReport)[-1].jobs == (OpenJob(job_id=JOB),)
+    assert submitted.sent(FrontendReport)[-1].jobs == (JOB,)
     submitted.status(JobState.PENDING)
     submitted.after(3.1, answered=False)
     assert submitted.end().reason is RefusalReason.BROKER_UNREACHABLE
@@ -289,7 +288,14 @@ def test_a_new_life_of_the_broker_gets_a_report_at_once(accepted):
     accepted.viewed()
     assert accepted.sent(FrontendReport) == []
     accepted.viewed(epoch=identifier("another"))
-    assert accepted.report().jobs == (OpenJob(job_id=JOB, execution_id=EXECUTION),)
+    assert accepted.report().jobs == (JOB,)
+
+
+def test_a_detached_job_may_take_longer_than_its_call(desk):
+    desk.open(remaining_s=5.0, job_time_s=600.0, detach=True)
+    assert desk.submit().claim.remaining_ms == 600_000
+    desk.after(5.1)
+    assert desk.end().code is FailureCode.DEADLINE_EXCEEDED
 
 
 # --- Ends --------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def test_a_bad_setting_is_named_in_one_line(
     assert lines[0].startswith(f"{package}: ")
     for text in named:
         assert text in lines[0]
-    assert lines[1:] in ([], [f"{package}: see {package} --help"])
+    assert lines[1:] in ([], [f"{package}: for all settings: --help"])
 
 
 @pytest.fixture

@@ -29,7 +29,6 @@ from proto.messages import (
     MAX_PROMPT_BYTES,
     HeldOutcome,
     JobFailed,
-    OpenJob,
     Outcome,
     Refuse,
     Submit,
@@ -351,7 +350,7 @@ def test_a_map_may_have_64_keys():
 
 def test_a_list_may_have_4096_entries():
     def frames(entries: int) -> list[bytes]:
-        listed = [{"job_id": identifier(n)} for n in range(entries)]
+        listed = [identifier(n) for n in range(entries)]
         return with_header(frontend_report(), jobs=listed)
 
     decoded = decode(frames(MAX_LISTED))
@@ -373,7 +372,7 @@ def test_an_image_may_have_16_mebibytes():
 
 
 def test_the_desks_largest_report_fits():
-    full = tuple(OpenJob(job_id=identifier(n), execution_id=identifier(n)) for n in range(MAX_LISTED))
+    full = tuple(identifier(n) for n in range(MAX_LISTED))
     assert decode(encode(frontend_report(jobs=full))) == frontend_report(jobs=full)
 
 

@@ -43,7 +43,7 @@ def complaint(capsys, *argv: str) -> list[str]:
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
-    assert lines.pop() == "example: see example --help"
+    assert lines.pop() == "example: for all settings: --help"
     return lines
 
 
@@ -74,6 +74,12 @@ def test_the_time_scale_is_one_for_all_limits():
 def test_settings_of_other_programs_do_not_matter(environment):
     environment |= {"FLUX_OTHER_QUEUE_LIMIT": "x", "QUEUE_LIMIT": "x", "FLUX_EXAMPLE_UNHEARD_OF": "x"}
     assert load().queue_limit == 3
+
+
+def test_a_variable_that_is_no_setting_is_named_and_ignored(environment, capsys):
+    environment |= {"FLUX_EXAMPLE_QEUE_LIMIT": "5", "FLUX_OTHER_X": "x", "FLUX_EXAMPLE_COLOUR": "green"}
+    assert load().queue_limit == 3
+    assert capsys.readouterr().err == "example: FLUX_EXAMPLE_QEUE_LIMIT is not a setting, and is ignored\n"
 
 
 def test_settings_cannot_be_changed_later():

@@ -150,10 +150,7 @@ failures = st.builds(
     **_outcome_fields,
     failure=st.builds(m.JobFailed, code=st.sampled_from(FailureCode), detail=texts),
 )
-open_jobs = st.builds(m.OpenJob, job_id=ids, execution_id=optional(ids))
-frontend_reports = st.builds(
-    m.FrontendReport, frontend_id=names, incarnation=ids, seq=counts, jobs=some(open_jobs)
-)
+frontend_reports = st.builds(m.FrontendReport, frontend_id=names, incarnation=ids, seq=counts, jobs=some(ids))
 statuses = st.builds(
     m.JobStatus,
     job_id=ids,

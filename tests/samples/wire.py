@@ -14,7 +14,6 @@ from proto.messages import (
     JobPhase,
     Leave,
     ModelCard,
-    OpenJob,
     Outcome,
     Readings,
     Refuse,
@@ -69,7 +68,7 @@ def frontend_report(*jobs: object, **changes: Any) -> FrontendReport:
         "frontend_id": "frontend",
         "incarnation": identifier("frontend"),
         "seq": 1,
-        "jobs": tuple(OpenJob(job_id=identifier(job)) for job in jobs),
+        "jobs": tuple(identifier(job) for job in jobs),
     }
     return FrontendReport(**{**fields, **changes})
 

@@ -1,12 +1,20 @@
 """The actors of the world: a real core each, and a simulated shell.
 
 A shell hands events to its core one at a time, performs what comes back, and arms one timer, as
-`proto/actor.py` does. It can be killed between any two actions, frozen, and cut off, and lives by its own clock.
+`proto/actor.py` does. It can be killed between any two actions, frozen, and cut off, and lives by a clock of
+its own.
 """
 
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, assert_never
+
+from simulation.broken import InvariantBroken
+from simulation.calls import Call
+from simulation.clock import Clock
+from simulation.engine import Engine
+from simulation.invariants import CORES
+from simulation.network import BROKEN_AFTER_S, Connection
 
 import gpu_worker.actions as worker_actions
 from broker.actions import SendToFrontend, SendToWorker
@@ -29,11 +37,6 @@ from gpu_worker.session import Session
 from gpu_worker.slot import Free
 from proto.messages import FrontendReport, Message
 from proto.notes import Note
-from simulation.broken import InvariantBroken
-from simulation.calls import Call
-from simulation.clock import Clock
-from simulation.engine import Engine
-from simulation.network import Connection
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 NEVER: Final = float("inf")
 DRAIN_LINGER_S: Final = 1.0
 """Within this a draining broker ends."""
+ENDLESS: Final = 10_000
+"""Events that follow from each other in one step."""
 Trap = Callable[[Message], bool]
 
 
@@ -63,7 +68,8 @@ class Actor:
         self.trap: tuple[Trap, bool] | None = None
         """Killed when it sends such a message; True: just after, False: instead."""
         self._inbox: deque[tuple[Any, Connection | None]] = deque()
-        self._thaw_at = 0.0
+        self.thaw_at = 0.0
+        """When it goes on, or went on last."""
         self._last_reading = -NEVER
         self._deadline: float | None = None
         self._armed_at = NEVER
@@ -87,7 +93,7 @@ class Actor:
         if self._deadline is None:
             return
         if self._deadline <= self._last_reading:
-            raise InvariantBroken("cores agree with themselves", f"{self.name}: a timer that never rests")
+            raise InvariantBroken(CORES, f"{self.name}: a timer that never rests")
         at = max(self.clock.instant_of(self._deadline), self.world.now)
         if at < self._armed_at:
             self._armed_at = at
@@ -126,7 +132,7 @@ class Actor:
         else:
             self._step(event)
 
-    def is_heard(self, connection: Connection) -> bool:
+    def is_heard(self, _connection: Connection) -> bool:
         return True
 
     def event_of(self, connection: Connection, message: Message) -> object:
@@ -152,6 +158,8 @@ class Actor:
                 if follows is not None:
                     events.append(follows)
             at += 1
+            if at > ENDLESS:
+                raise InvariantBroken(CORES, f"{self.name}: a step without end, at last {events[at - 1]}")
         if not self.alive:
             return
         if self.world.self_checks:
@@ -159,11 +167,11 @@ class Actor:
         self._arm()
 
     def _check_core(self) -> None:
-        self.world.checker.count("cores agree with themselves")
+        self.world.checker.count(CORES)
         try:
             self.core.check_invariants()
         except AssertionError as broken:
-            raise InvariantBroken("cores agree with themselves", f"{self.name}: {broken}") from broken
+            raise InvariantBroken(CORES, f"{self.name}: {broken}") from broken
 
     def springs(self, message: Message) -> bool:
         """Whether a trap was set for this message, and killed the sender before it could send."""
@@ -195,16 +203,22 @@ class Actor:
             return
         self.world.tell(self.name, f"is frozen for {duration_s:.1f} s")
         self.frozen = True
-        self._thaw_at = max(self._thaw_at, self.world.now + duration_s)
+        self.thaw_at = max(self.thaw_at, self.world.now + duration_s)
         self.disturb(duration_s)
         self.world.after(duration_s, self._thaw)
+        if breaks:
+            self.world.after(BROKEN_AFTER_S, self.break_connections)
+
+    def break_connections(self) -> None:
+        """It is frozen for so long that the other ends have given it up."""
+        raise NotImplementedError
 
     def thaw(self) -> None:
-        self._thaw_at = self.world.now
+        self.thaw_at = self.world.now
         self._thaw()
 
     def _thaw(self) -> None:
-        if not self.alive or not self.frozen or self.world.now < self._thaw_at - 1e-9:
+        if not self.alive or not self.frozen or self.world.now < self.thaw_at - 1e-9:
             return
         self.world.tell(self.name, "goes on")
         self.frozen = False
@@ -272,7 +286,7 @@ class BrokerActor(Actor):
 
     def end(self) -> None:
         super().end()
-        self.world.checker.broker_died(self)
+        self.world.checker.broker_died()
         for connection in self.routes.values():
             if connection.is_open:
                 self.world.network.lose(connection)
@@ -290,13 +304,7 @@ class BrokerActor(Actor):
             self.world.tell(self.name, "ends")
             self.end()
 
-    def freeze(self, duration_s: float, *, breaks: bool = False) -> None:
-        super().freeze(duration_s)
-        if breaks:
-            self.world.after(4.0, self._break)
-
-    def _break(self) -> None:
-        """The other ends have heard nothing for too long."""
+    def break_connections(self) -> None:
         if self.alive and self.frozen:
             for connection in self.routes.values():
                 if connection.is_open:
@@ -345,14 +353,9 @@ class Peer(Actor):
         super().end()
         self.connection.is_open = False
 
-    def freeze(self, duration_s: float, *, breaks: bool = False) -> None:
-        super().freeze(duration_s)
-        if breaks:
-            self.world.after(4.0, self._break, self.connection)
-
-    def _break(self, connection: Connection) -> None:
-        if self.alive and self.frozen and connection is self.connection:
-            self.world.network.lose(connection)
+    def break_connections(self) -> None:
+        if self.alive and self.frozen:
+            self.world.network.lose(self.connection)
 
     def went_on(self) -> None:
         self.world.network.try_again(self)
@@ -389,7 +392,7 @@ class WorkerActor(Peer):
         ready = self.engine is not None and self.engine.alive and self.engine.ready
         return ready and not self.is_leaving and isinstance(self.session.slot, Free)
 
-    def event_of(self, connection: Connection, message: Message) -> object:
+    def event_of(self, _connection: Connection, message: Message) -> object:
         self.world.checker.worker_received(self, message)
         return ToSession(message=message)  # type: ignore[arg-type]
 
@@ -400,19 +403,6 @@ class WorkerActor(Peer):
                 self.send(message)
             case worker_actions.ReconnectToBroker():
                 self.reconnect()
-            case worker_actions.StartEngine(child=child):
-                self.engine = Engine(self, child)
-            case worker_actions.KillEngine():
-                if self.engine is not None:
-                    self.engine.die("killed by SIGKILL")
-            case worker_actions.RunJob(job=job):
-                self.world.checker.begun(self, job)
-                self.runs += 1
-                if self.engine is not None and self.engine.alive:
-                    self.engine.run(job)
-            case worker_actions.CancelJob(execution_id=execution_id):
-                if self.engine is not None:
-                    self.engine.cancel(execution_id)
             case worker_actions.Exit():
                 self.world.tell(self.name, f"exits with {action.code}: {action.reason}")
                 self.exited = action
@@ -421,8 +411,32 @@ class WorkerActor(Peer):
             case Note():
                 self.world.noted(self.name, action)
             case _:
-                assert_never(action)
+                self._drive(action)
         return None
+
+    def _drive(
+        self,
+        action: (
+            worker_actions.StartEngine
+            | worker_actions.KillEngine
+            | worker_actions.RunJob
+            | worker_actions.CancelJob
+        ),
+    ) -> None:
+        """What the session wants of its engine process, dead or alive."""
+        match action, self.engine:
+            case worker_actions.StartEngine(child=child), _:
+                self.engine = Engine(self, child)
+            case worker_actions.KillEngine(), Engine() as engine:
+                engine.die("killed by SIGKILL")
+            case worker_actions.RunJob(job=job), Engine() as engine:
+                self.world.checker.begun(self, job)
+                self.runs += 1
+                engine.run(job)
+            case worker_actions.CancelJob(execution_id=execution_id), Engine() as engine:
+                engine.cancel(execution_id)
+            case _:
+                raise InvariantBroken(CORES, f"{self.name} has no engine for {action}")
 
     def end(self) -> None:
         super().end()
@@ -469,7 +483,7 @@ class FrontendActor(Peer):
         """A client would choose it."""
         return self.alive and not self.is_draining
 
-    def event_of(self, connection: Connection, message: Message) -> object:
+    def event_of(self, _connection: Connection, message: Message) -> object:
         self.world.checker.desk_received(self, message)
         return ToDesk(message=message)  # type: ignore[arg-type]
 
@@ -495,7 +509,7 @@ class FrontendActor(Peer):
         if not self.alive:
             return
         if self.frozen:
-            self.world.after(max(0.01, self._thaw_at - self.world.now + 0.001), self.open, call)
+            self.world.after(max(0.01, self.thaw_at - self.world.now + 0.001), self.open, call)
             return
         left_s = call.deadline_at - self.world.now
         if call.left or left_s <= 0:
@@ -504,7 +518,7 @@ class FrontendActor(Peer):
             return
         self.calls[call.job_id] = call
         call.answer_by = self.reading() + left_s
-        self.world.checker.opened(self, call)
+        self.world.checker.opened(call)
         wish = call.wish
         self.tell(
             JobOpened(
@@ -536,7 +550,7 @@ class FrontendActor(Peer):
         super().end()
         for call in list(self.calls.values()):
             if call.is_open:
-                self.world.checker.left(call, "frontend gone")
+                self.world.checker.left(call, "frontend gone", is_abandoned=True)
 
     def drain(self) -> None:
         """As its shell does: no new calls, and after a while those that are open are given up."""

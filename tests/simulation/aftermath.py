@@ -1,16 +1,18 @@
 """When nothing breaks any more: how soon everybody agrees again, and what is left.
 
-`AGREE_S` after the last fault the broker knows exactly the living workers, and their slots. Once the last call
-has ended and the last grace is over, it has no job, no worker runs anything, nothing is held that was not
-released, and a fresh call gets its image from every frontend.
+`peer_lost_s`, `rebuild_s` and four heartbeats after the last fault (and the restart of what is missing) the
+broker knows exactly the living workers, and their slots. Once the last call has ended and the last grace is
+over, it has no job, no worker runs anything, nothing is held that was not released, and a fresh call gets its
+image from every frontend.
 """
 
 from typing import TYPE_CHECKING, Final
 
+from simulation.invariants import AGREE, FRESH, MARGIN, RELEASED
+
 from broker.workers import Idle, Offered, Running
 from gpu_worker.engine_keeper import Ready
 from gpu_worker.slot import Free, in_engine
-from simulation.checker import AGREE, FRESH, MARGIN, RELEASED
 
 if TYPE_CHECKING:
     from simulation.actors import WorkerActor
@@ -85,7 +87,7 @@ class Aftermath:
         return f"{worker.name} does {worker.session.slot}, and is believed to be {believed}"
 
     def _open_calls(self) -> str | None:
-        opened = list(self._world.checker.open_calls.values())
+        opened = self._world.checker.open_calls
         return f"{self._world.short(opened[0].job_id)} is open" if opened else None
 
     def _leftovers(self) -> str | None:

@@ -3,10 +3,11 @@
 import dataclasses
 from typing import TYPE_CHECKING, Final
 
-from frontend.actions import ImageDelivered, JobGivenUp, JobRefused
-from proto.failures import RefusalReason
 from simulation.calls import Call, Wish, wish
 from simulation.engine import HAUNTED, HUNGRY, POISON
+
+from frontend.actions import ImageDelivered, JobGivenUp, JobRefused
+from proto.failures import RefusalReason
 
 if TYPE_CHECKING:
     from simulation.plan import Plan

@@ -3,17 +3,15 @@
 import random
 import traceback
 from dataclasses import dataclass
-from typing import Final
 
 from simulation.aftermath import Aftermath
 from simulation.broken import InvariantBroken
 from simulation.clients import Clients
 from simulation.faults import Faults
+from simulation.invariants import RAISED
 from simulation.plan import Plan, draw_plan
 from simulation.stats import Stats
 from simulation.world import World
-
-RAISED: Final = "a core raises nothing"
 
 
 @dataclass(frozen=True, slots=True)

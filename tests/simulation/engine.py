@@ -116,6 +116,8 @@ class Engine:
     # --- Drawing -------------------------------------------------------------------------------
 
     def run(self, job: EngineJob) -> None:
+        if not self.alive:
+            return  # The pipe to it has no other end any more.
         self.job, self._cancelled = job, None
         fate = self._fate(job)
         at_step = self._world.rng.randint(0, job.parameters.steps) if fate else -1

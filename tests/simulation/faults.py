@@ -3,10 +3,11 @@
 import dataclasses
 from typing import TYPE_CHECKING, Final
 
-from gpu_worker.actions import Exit
-from proto.messages import FrontendReport, Message, Outcome, Start, Submit, WorkerReport, WorkerView
 from simulation.actors import Actor, FrontendActor, Peer, WorkerActor
 from simulation.engine import Temper
+
+from gpu_worker.actions import Exit
+from proto.messages import FrontendReport, Message, Outcome, Start, Submit, WorkerReport, WorkerView
 
 if TYPE_CHECKING:
     from simulation.plan import Plan
@@ -87,15 +88,16 @@ class Faults:
         world, rng = self._world, self._rng
         if not world.broker.alive:
             world.after(rng.uniform(0.0, 2.0), world.start_broker)
+        comes_back = self._plan.comes_back if self._is_on else 0.5
         present = {each.name for each in world.frontends if each.alive}
         missing = [f"f{n}" for n in range(self._plan.frontends) if f"f{n}" not in present]
         for name in missing:
-            if rng.random() < 0.3:
+            if rng.random() < comes_back:
                 world.add_frontend(name)
         present = {each.name for each in world.workers if each.alive}
         missing = [f"w{n}" for n in range(self._plan.workers) if f"w{n}" not in present]
         for name in missing:
-            if rng.random() < 0.3:
+            if rng.random() < comes_back:
                 world.add_worker(name)
         world.after(rng.uniform(0.2, 1.0), self._supervise)
 
@@ -152,6 +154,8 @@ class Faults:
                 broker.drain()
             case "frozen":
                 broker.freeze(self._long_or_short_s(), breaks=rng.random() < 0.5)
+            case "killed when it starts a job, and its worker frozen":
+                broker.trap = (self._starts_and_freezes, True)
             case _:
                 broker.kill()
                 worker = self._busy_worker()
@@ -159,6 +163,15 @@ class Faults:
                     self._world.after(rng.uniform(0.0, 1.0), worker.kill)
         if not broker.alive and rng.random() < 0.5:
             self._world.after(rng.uniform(0.0, 1.0), self._world.start_broker)
+        return True
+
+    def _starts_and_freezes(self, message: Message) -> bool:
+        """Nobody but the worker has heard of its execution, and it cannot tell the next broker."""
+        if not isinstance(message, Start):
+            return False
+        for worker in self._world.workers:
+            if worker.incarnation == message.incarnation:
+                self._world.after(self._rng.uniform(0.1, 1.0), worker.freeze, self._rng.uniform(4.0, 15.0))
         return True
 
     def _busy_worker(self) -> WorkerActor | None:

@@ -9,10 +9,11 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
-from gpu_worker.limits import SessionLimits
 from simulation.engine import Temper
 from simulation.network import Conditions
 from simulation.world import LIMITS
+
+from gpu_worker.limits import SessionLimits
 
 FAULTS: Final = (
     "broker killed",
@@ -33,6 +34,7 @@ FAULTS: Final = (
     "killed in the midst of a step",
     "killed when it sends",
     "broker and worker killed",
+    "broker killed when it starts a job, and its worker frozen",
 )
 
 
@@ -48,6 +50,8 @@ class Plan:
     fault_gap_s: float
     faults: dict[str, float]
     """Weights."""
+    comes_back: float
+    """How likely what is missing is started again, each time that its supervisor looks."""
     calm: Conditions
     storm: Conditions
     squall_share: float
@@ -76,6 +80,7 @@ def draw_plan(rng: random.Random) -> Plan:
         call_gap_s=rng.choice((0.5, 1.0, 2.0)),
         fault_gap_s=rng.choice((3.0, 6.0, 12.0, 25.0)),
         faults={kind: rng.choice((1.0, 1.0, 3.0)) for kind in kinds},
+        comes_back=rng.choice((0.3, 0.3, 0.03)),
         calm=Conditions(jitter_s=rng.choice((0.0, 0.003, 0.1))),
         storm=Conditions(
             delay_s=rng.choice((0.001, 0.05)),

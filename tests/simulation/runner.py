@@ -59,7 +59,8 @@ def run_many(
     tally, queue = Tally(), batches(first, seeds)
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         running: set[Future[Tally]] = {
-            pool.submit(run_batch, batch, self_checks) for _, batch in zip(range(processes), queue)
+            pool.submit(run_batch, batch, self_checks)
+            for _, batch in zip(range(processes), queue, strict=False)
         }
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -67,5 +68,7 @@ def run_many(
                 tally.add(future.result())
             is_over = (end is not None and time.monotonic() >= end) or (tally.broken and not keep_going)
             if not is_over:
-                running |= {pool.submit(run_batch, batch, self_checks) for _, batch in zip(done, queue)}
+                running |= {
+                    pool.submit(run_batch, batch, self_checks) for _, batch in zip(done, queue, strict=False)
+                }
     return tally

@@ -1,6 +1,7 @@
 """What a simulation did: counts, so that a run which tested nothing can be told from one that did."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -32,14 +33,18 @@ class Stats:
         for name in ("endings", "faults", "messages", "checked"):
             getattr(self, name).update(getattr(other, name))
 
-    def told(self, invariants: list[str], wall_s: float) -> str:
+    def told(self, invariants: Sequence[str], wall_s: float) -> str:
         """For people. `wall_s`: how long it took; `invariants`: all there are, tested or not."""
         per_image = self.executions / self.images if self.images else 0.0
         lines = [
-            f"{self.seeds} seeds, {self.world_s / 3600:.1f} simulated hours, {self.steps} steps"
-            f" in {wall_s:.0f} s: {self.seeds / max(wall_s, 0.001):.2f} seeds per second",
-            f"{self.calls} calls, {self.delivered} got an image; {self.executions} executions begun,"
-            f" {self.images} images made, {per_image:.2f} executions per image",
+            (
+                f"{self.seeds} seeds, {self.world_s / 3600:.1f} simulated hours, {self.steps} steps"
+                f" in {wall_s:.0f} s: {self.seeds / max(wall_s, 0.001):.2f} seeds per second"
+            ),
+            (
+                f"{self.calls} calls, {self.delivered} got an image; {self.executions} executions begun,"
+                f" {self.images} images made, {per_image:.2f} executions per image"
+            ),
             _line("calls ended", self.endings),
             _line("faults", self.faults),
             _line("messages", self.messages),

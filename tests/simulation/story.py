@@ -85,7 +85,7 @@ def _told_state(message: Message) -> str | None:
             wishes = [f"{name} {' '.join(short(each) for each in ids)}" for name, ids in lists if ids]
             return f"view of {echo} {', '.join(wishes)}" if wishes else None
         case FrontendReport(jobs=jobs, seq=seq):
-            return f"report {seq} waits for {' '.join(short(job.job_id) for job in jobs) or 'nothing'}"
+            return f"report {seq} waits for {' '.join(short(job_id) for job_id in jobs) or 'nothing'}"
         case FrontendView(jobs=jobs, echo=echo, ready_workers=ready) if jobs:
             return f"view of {echo}, {ready} ready, {', '.join(_told_status(status) for status in jobs)}"
         case _:

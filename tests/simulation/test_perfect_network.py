@@ -328,7 +328,7 @@ def test_a_late_image_is_dropped_while_another_worker_draws(world, frontend, wor
     assert isinstance(end, ImageDelivered)
     *_, execution_id = bytes(end.png).decode().split("|")
     assert bytes.fromhex(execution_id) == current
-    assert world.broker.core.state.counters.shed["fenced_outcomes"] == 1
+    assert world.broker.core.state.counters.shed["fenced_images"] == 1
 
 
 def test_a_restarted_worker_takes_its_predecessors_place_at_once(world, frontend, worker):

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from simulation.checker import INVARIANTS
 from simulation.drill import drill
+from simulation.invariants import INVARIANTS
 from simulation.stats import Stats
 
 HERE = Path(__file__).parent

@@ -1,8 +1,8 @@
 """All three cores in one deterministic world: a seeded network, simulated engines, clients, and faults.
 
-Nothing here uses a socket, a process or the clock: time jumps from one due event to the next. All chance comes
-from one seeded generator, so that the same seed gives the same story. After every step the core that made it
-checks itself, and the world's checker what it can see from outside.
+Nothing here uses a socket, a process or the clock: time jumps from one due event to the next. All chance
+comes from one seeded generator, so that the same seed gives the same story. After every step the core that
+made it checks itself, and the world's checker what it can see from outside.
 """
 
 import heapq
@@ -10,10 +10,6 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from gpu_worker.limits import SessionLimits
-from proto.messages import Message
-from proto.notes import Note
-from proto.timing import Timing
 from simulation.actors import NEVER, BrokerActor, FrontendActor, Peer, WorkerActor
 from simulation.broken import InvariantBroken
 from simulation.calls import Call, Wish, wish
@@ -23,6 +19,11 @@ from simulation.engine import Temper
 from simulation.network import PERFECT, Conditions, Connection, Network
 from simulation.stats import Stats
 from simulation.story import Story, labelled, short, told_message, told_note
+
+from gpu_worker.limits import SessionLimits
+from proto.messages import Message
+from proto.notes import Note
+from proto.timing import Timing
 
 LIMITS: Final = SessionLimits(
     step_s=10.0,

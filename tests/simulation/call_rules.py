@@ -1,0 +1,123 @@
+"""How calls end: in time, once, and with what was asked for, or a reason."""
+
+from typing import TYPE_CHECKING
+
+from simulation.calls import Call
+from simulation.invariants import (
+    DRIFT,
+    EXPLICIT,
+    IN_TIME,
+    LATE_S,
+    MISMATCH,
+    NOT_REFUSED,
+    ONCE,
+    OWN_CONTENT,
+    OWN_EXECUTION,
+    SAME_BYTES,
+)
+from simulation.key_rules import is_other_of_key
+from simulation.ledger import Execution, Ledger
+
+from frontend.actions import ImageDelivered, JobEnd, JobGivenUp, JobRefused
+from proto.failures import FailureCode, RefusalReason
+
+if TYPE_CHECKING:
+    from simulation.actors import FrontendActor
+
+
+class CallRules:
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def answered(self, frontend: "FrontendActor", call: Call, end: JobEnd) -> None:
+        ledger = self._ledger
+        ledger.count(ONCE)
+        if call.left and not call.is_left_known:
+            return  # Nobody hears the answer.
+        if not call.is_open:
+            raise ledger.breaks(ONCE, f"{ledger.short(call.job_id)} was over: {call.ending()}")
+        self._check_time(call, frontend.reading())
+        call.end, call.ended_at = end, ledger.world.now
+        ledger.world.tell(frontend.name, f"answers {ledger.short(call.job_id)}: {call.ending()}")
+        match end:
+            case ImageDelivered(png=png, seed=seed):
+                self._check_image(call, bytes(png), seed)
+            case JobRefused(reason=reason):
+                self._check_refusal(call, frontend, reason)
+            case JobGivenUp(code=code):
+                self._check_failure(call, frontend, code)
+        is_abandoned = isinstance(end, JobRefused) and end.reason is RefusalReason.FRONTEND_DRAINING
+        ledger.close(call, call.ending(), is_abandoned=is_abandoned)
+
+    # --- In time -------------------------------------------------------------------------------
+
+    def look_around(self) -> None:
+        for call in self._ledger.open_calls.values():
+            if not call.frontend.frozen:
+                self._check_time(call, call.frontend.clock.reading_at(self._ledger.world.now))
+
+    def _check_time(self, call: Call, reading: float) -> None:
+        """A frontend that was frozen gets its time after the thaw."""
+        frontend = call.frontend
+        self._ledger.count(IN_TIME)
+        latest = max(call.answer_by, frontend.clock.reading_at(frontend.thaw_at)) + LATE_S
+        if reading > latest:
+            detail = f"{self._ledger.short(call.job_id)} of {frontend.name}, {reading - latest:.3f} s late"
+            raise self._ledger.breaks(IN_TIME, detail)
+
+    # --- Without an image ----------------------------------------------------------------------
+
+    def _check_refusal(self, call: Call, frontend: "FrontendActor", reason: RefusalReason) -> None:
+        ledger = self._ledger
+        ledger.count(NOT_REFUSED)
+        if reason is RefusalReason.IDEMPOTENCY_MISMATCH:
+            ledger.count(MISMATCH)
+            if not any(is_other_of_key(other, call) for other in ledger.calls.values()):
+                raise ledger.breaks(MISMATCH, f"{ledger.short(call.job_id)} is refused without a reason")
+        leaves = reason is RefusalReason.FRONTEND_DRAINING and frontend.is_draining
+        if leaves:
+            ledger.abandon(call)
+        elif call.accepted_at is not None:
+            raise ledger.breaks(NOT_REFUSED, f"{ledger.short(call.job_id)}: {reason.value}")
+
+    def _check_failure(self, call: Call, frontend: "FrontendActor", code: FailureCode) -> None:
+        ledger = self._ledger
+        ledger.count(EXPLICIT)
+        if code is FailureCode.CANCELLED:
+            raise ledger.breaks(EXPLICIT, f"{ledger.short(call.job_id)} was cancelled, and its client waits")
+        left_s = call.answer_by - frontend.reading()
+        is_early = left_s > 1.0 + DRIFT * (call.deadline_at - call.opened_at)
+        if code is FailureCode.DEADLINE_EXCEEDED and is_early:
+            raise ledger.breaks(EXPLICIT, f"{ledger.short(call.job_id)} had {left_s:.1f} s left")
+
+    # --- With an image -------------------------------------------------------------------------
+
+    def _check_image(self, call: Call, png: bytes, seed: int) -> None:
+        ledger = self._ledger
+        ledger.world.stats.delivered += 1
+        *content, execution = png.decode().split("|")
+        asked, wanted = call.wish.job, call.wish.job.parameters
+        expected = [asked.prompt, wanted.width, wanted.height, wanted.steps, wanted.guidance, wanted.seed]
+        ledger.count(OWN_CONTENT)
+        if content != [str(part) for part in expected] or seed != wanted.seed:
+            raise ledger.breaks(OWN_CONTENT, f"{ledger.short(call.job_id)} wanted {expected}, got {content}")
+        drawn = ledger.executions[bytes.fromhex(execution)]
+        ledger.count(OWN_EXECUTION)
+        if drawn.identity != call.identity:
+            detail = f"{ledger.short(call.job_id)} of {call.wish.key} got {ledger.short(drawn.execution_id)}"
+            raise ledger.breaks(OWN_EXECUTION, f"{detail} of {drawn.claim.key_fingerprint}")
+        self._check_repeat(call, drawn)
+        ledger.delivered[call.identity] = drawn
+
+    def _check_repeat(self, call: Call, drawn: Execution) -> None:
+        """While the worker of the first image lives undisturbed, and has it still, nobody gets another."""
+        ledger = self._ledger
+        first = ledger.delivered.get(call.identity)
+        if first is None:
+            return
+        if first is drawn:
+            ledger.count(SAME_BYTES)
+        elif ledger.is_still_there(first):
+            ledger.count(SAME_BYTES)
+            detail = f"{ledger.short(call.job_id)} got {ledger.short(drawn.execution_id)}"
+            raise ledger.breaks(SAME_BYTES, f"{detail}, and {ledger.short(first.execution_id)} was there")

@@ -1,0 +1,209 @@
+"""Executions: how many there may be of a job, where, when, and which of them delivers."""
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from simulation.calls import Call, identity_of
+from simulation.invariants import (
+    ATTEMPTS,
+    BEGUN_ONCE,
+    CALM_S,
+    CRASHES,
+    FENCE,
+    ONE_A_SLOT,
+    ONE_AT_A_TIME,
+    OWN_EXECUTION,
+    RETRIED,
+    WINDOW,
+)
+from simulation.ledger import Execution, Ledger
+from simulation.network import Connection
+
+from broker.jobs import MAX_ATTEMPTS, MAX_CRASHES
+from gpu_worker.engines.engine import EngineJob
+from proto.failures import ENGINE_DEATHS, RETRYABLE_FAILURES, FailureCode
+from proto.messages import Outcome, Start, WorkerReport
+
+if TYPE_CHECKING:
+    from simulation.actors import BrokerActor, FrontendActor, WorkerActor
+
+
+class DispatchRules:
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._sent_to: dict[bytes, list[Execution]] = {}
+        """By worker."""
+        self._dispatched_of: Counter[bytes] = Counter()
+        self.begun_of: Counter[bytes] = Counter()
+        """By job."""
+        self._allowance: Counter[bytes] = Counter()
+        """By job: executions beyond the limit, those that nobody was left to know of."""
+        self._crashes_of: Counter[tuple[bytes, bytes]] = Counter()
+        """By epoch and job: what this broker was told."""
+
+    # --- START ---------------------------------------------------------------------------------
+
+    def sent(self, broker: "BrokerActor", start: Start, connection: Connection | None) -> None:
+        known = self._ledger.executions.get(start.execution_id)
+        if known is not None:
+            known.detached = known.detached or start.claim.detach
+        elif connection is not None:  # Otherwise it reaches nobody.
+            self._check_start(broker, start)
+            self._dispatch(broker, start, connection)
+
+    def _check_start(self, broker: "BrokerActor", start: Start) -> None:
+        ledger = self._ledger
+        ledger.count(WINDOW)
+        if broker.age_s() < ledger.world.timing.rebuild_s - 1e-6:
+            detail = f"{ledger.short(start.execution_id)} after {broker.age_s():.3f} s"
+            raise ledger.breaks(WINDOW, detail)
+        ledger.count(CRASHES)
+        job_id = start.claim.job_id
+        crashes = max(start.claim.crashes, self._crashes_of[(broker.epoch, job_id)])
+        if crashes >= MAX_CRASHES:
+            raise ledger.breaks(CRASHES, f"{ledger.short(job_id)} after {crashes} of them")
+
+    def _dispatch(self, broker: "BrokerActor", start: Start, connection: Connection) -> None:
+        ledger = self._ledger
+        execution = Execution(
+            execution_id=start.execution_id,
+            claim=start.claim,
+            identity=identity_of(start.claim),
+            epoch=broker.epoch,
+            worker=connection.peer,  # type: ignore[arg-type]
+            sent_at=ledger.world.now,
+            detached=start.claim.detach,
+            current_for=broker.epoch,
+        )
+        self._check_alone(execution)
+        if any(call.passed_on for call in ledger.waiting.get(execution.identity, ())):
+            ledger.unjudged.add(execution.identity)  # Its image was lost on its way, and with its worker.
+        self._dispatched_of[start.claim.job_id] += 1
+        self._sent_to.setdefault(execution.worker.incarnation, []).append(execution)
+        ledger.dispatched(execution)
+
+    def _check_alone(self, execution: Execution) -> None:
+        """Nothing runs already that would answer the same calls."""
+        ledger = self._ledger
+        ledger.count(ONE_AT_A_TIME)
+        for other in ledger.alike.get(execution.identity, ()):
+            engine = other.worker.engine
+            is_known = other.reported_to == execution.epoch and not other.cancelled
+            if not other.is_running or not is_known or engine is None or engine.hangs:
+                continue
+            since = min(other.sent_at, ledger.world.now - CALM_S)
+            if other.worker.is_calm_since(since) and ledger.is_calm(ledger.world.broker):
+                detail = f"{ledger.short(execution.execution_id)} beside {ledger.short(other.execution_id)}"
+                raise ledger.breaks(ONE_AT_A_TIME, f"{detail} on {other.worker.name}")
+
+    # --- In the engine -------------------------------------------------------------------------
+
+    def begun(self, worker: "WorkerActor", job: EngineJob) -> None:
+        ledger, execution = self._ledger, self._ledger.executions[job.execution_id]
+        ledger.world.stats.executions += 1
+        ledger.count(BEGUN_ONCE)
+        if execution.begun_at is not None:
+            raise ledger.breaks(BEGUN_ONCE, ledger.short(job.execution_id))
+        execution.begun_at = ledger.world.now
+        ledger.count(ONE_A_SLOT)
+        if worker.running is not None:
+            detail = f"{worker.name} begins another beside {ledger.short(worker.running)}"
+            raise ledger.breaks(ONE_A_SLOT, detail)
+        ledger.count(ATTEMPTS)
+        self.begun_of[job.job_id] += 1
+        most = MAX_ATTEMPTS + self._allowance[job.job_id]
+        if self.begun_of[job.job_id] > most:
+            detail = f"{self.begun_of[job.job_id]} of {ledger.short(job.job_id)}, {most} allowed"
+            raise ledger.breaks(ATTEMPTS, detail)
+
+    # --- What the broker learns ----------------------------------------------------------------
+
+    def reported(self, broker: "BrokerActor", report: WorkerReport) -> None:
+        """What a worker says of the executions that were sent to it."""
+        listed = {outcome.execution_id for outcome in report.held}
+        if report.running is not None and not report.running.stopping:
+            listed.add(report.running.execution_id)
+            self._ledger.executions[report.running.execution_id].reported_to = broker.epoch
+        for execution in self._sent_to.get(report.incarnation, ()):
+            if execution.execution_id not in listed and execution.current_for == broker.epoch:
+                self._came_to_nothing(execution)
+
+    def ended(self, broker: "BrokerActor", outcome: Outcome) -> None:
+        execution = self._ledger.executions[outcome.execution_id]
+        is_death = outcome.failure is not None and outcome.failure.code in ENGINE_DEATHS
+        if is_death and execution.current_for == broker.epoch:
+            self._crashes_of[(broker.epoch, execution.claim.job_id)] += 1
+        self._came_to_nothing(execution)
+
+    def refused(self, execution_id: bytes) -> None:
+        self._came_to_nothing(self._ledger.executions[execution_id])
+
+    def worker_lost(self, worker_id: object) -> None:
+        for executions in self._sent_to.values():
+            for execution in executions:
+                if execution.worker.name == worker_id:
+                    self._came_to_nothing(execution)
+
+    def _came_to_nothing(self, execution: Execution) -> None:
+        if execution.current_for:
+            execution.current_for, execution.returned_at = b"", self._ledger.world.now
+
+    # --- Outcomes ------------------------------------------------------------------------------
+
+    def passed_on(self, broker: "BrokerActor", outcome: Outcome) -> None:
+        """The broker sends an outcome to a frontend."""
+        ledger = self._ledger
+        call = ledger.calls.get(outcome.job_id)
+        if call is None:
+            raise ledger.breaks(OWN_EXECUTION, f"an outcome for {ledger.short(outcome.job_id)}: no call")
+        call.passed_on = True
+        execution = ledger.executions.get(outcome.execution_id)
+        if execution is not None and outcome.image is not None:
+            self._check_fence(broker, execution)
+        elif execution is None and outcome.failure is not None:
+            self._check_given_up(broker, call, outcome, outcome.failure.code)
+
+    def _check_fence(self, broker: "BrokerActor", execution: Execution) -> None:
+        ledger = self._ledger
+        ledger.count(FENCE)
+        for later in ledger.alike[execution.identity]:
+            if later.current_for == broker.epoch and later.sent_at > execution.sent_at:
+                detail = f"{ledger.short(execution.execution_id)}, and {ledger.short(later.execution_id)}"
+                raise ledger.breaks(FENCE, f"{detail} was started since")
+
+    def _check_given_up(self, broker: "BrokerActor", call: Call, outcome: Outcome, code: FailureCode) -> None:
+        """By the broker itself: after all attempts, or when no worker came in time for another."""
+        ledger = self._ledger
+        executions = ledger.alike.get(call.identity)
+        if not executions or code not in RETRYABLE_FAILURES or outcome.attempts >= MAX_ATTEMPTS:
+            return
+        ledger.count(RETRIED)
+        last = executions[-1]
+        if last.epoch != broker.epoch or last.returned_at is None:
+            return
+        waited_s = ledger.world.now - last.returned_at
+        if waited_s < 0.9 * ledger.world.timing.retry_wait_s:
+            raise ledger.breaks(RETRIED, f"{ledger.short(call.job_id)} after {waited_s:.3f} s")
+
+    # --- What is forgotten ---------------------------------------------------------------------
+
+    def broker_died(self) -> None:
+        for call in self._ledger.open_calls.values():
+            self._forgotten(call)
+
+    def frontend_lost(self, broker: "BrokerActor", frontend: "FrontendActor") -> None:
+        """Or back again: what was dispatched for it in the meantime, it has not heard of."""
+        frontend.lost_at = self._ledger.world.now
+        for call in frontend.calls.values():
+            if call.is_open:
+                self._ledger.abandon(call)
+                self._ledger.unjudged.add(call.identity)
+                self._crashes_of[(broker.epoch, call.job_id)] = 0
+                self._forgotten(call)
+
+    def _forgotten(self, call: Call) -> None:
+        """Who has seen a dispatch may be gone, and its frontend has not."""
+        known = call.frontend.desk.jobs.get(call.job_id)
+        attempts = 0 if known is None else known.attempts
+        unseen = self._dispatched_of[call.job_id] - attempts
+        self._allowance[call.job_id] = max(self._allowance[call.job_id], unseen)

@@ -1,0 +1,68 @@
+"""What a key may have: so many active jobs, and one image for an idempotency key."""
+
+from simulation.calls import Call
+from simulation.invariants import CALM_S, MISMATCH, ONE_A_KEY
+from simulation.ledger import Ledger
+
+
+def is_other_of_key(other: Call, call: Call) -> bool:
+    """The same idempotency key of the same API key, and another image."""
+    hashed = call.wish.idempotency_hash
+    same_key = other.wish.key == call.wish.key and other.wish.idempotency_hash == hashed
+    return hashed is not None and same_key and other.identity != call.identity
+
+
+class KeyRules:
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def accepted(self, call: Call) -> None:
+        """Its frontend has just seen that it was taken."""
+        self._check_limit(call)
+        for other in self._ledger.open_calls.values():
+            if is_other_of_key(other, call):
+                self._ledger.count(MISMATCH)
+                if self._is_active_beside(other, call) and not call.passed_on:
+                    self._mismatch(call, other.job_id)
+        self._check_kept(call)
+
+    def _check_limit(self, call: Call) -> None:
+        ledger = self._ledger
+        rivals = {
+            other.identity: other
+            for other in ledger.open_calls.values()
+            if other.wish.key == call.wish.key
+            and other.identity != call.identity
+            and other.identity not in ledger.unjudged
+            and self._is_active_beside(other, call)
+        }
+        ledger.count(ONE_A_KEY)
+        is_judged = not call.passed_on and call.identity not in ledger.unjudged
+        if is_judged and len(rivals) >= call.wish.key_limit:
+            names = ", ".join(ledger.short(other.job_id) for other in rivals.values())
+            raise ledger.breaks(ONE_A_KEY, f"{call.wish.key} has {names} beside {ledger.short(call.job_id)}")
+
+    def _check_kept(self, call: Call) -> None:
+        """No image of the same idempotency key, with other parameters, lies at a worker."""
+        ledger, hashed = self._ledger, call.wish.idempotency_hash
+        if hashed is None:
+            return
+        for identity, made in ledger.delivered.items():
+            if identity[:2] != (call.wish.key, hashed) or identity == call.identity:
+                continue
+            was_kept = made.released_at is not None and made.released_at < call.opened_at - 2.0
+            if was_kept and ledger.is_still_there(made):
+                self._mismatch(call, made.execution_id)
+
+    def _mismatch(self, call: Call, other: bytes) -> None:
+        detail = f"{self._ledger.short(call.job_id)} is taken beside {self._ledger.short(other)}"
+        raise self._ledger.breaks(MISMATCH, detail)
+
+    def _is_active_beside(self, other: Call, call: Call) -> bool:
+        """Whether the broker that took the call must have known the other one, and counted it."""
+        if other is call or other.accepted_at is None or other.passed_on or other.frontend.frozen:
+            return False
+        if other.frontend.lost_at >= other.accepted_at or self._ledger.is_nearly_over(other):
+            return False
+        is_known = self._ledger.is_calm(other.frontend, for_s=2 * CALM_S)
+        return other.accepted_by == call.accepted_by or is_known

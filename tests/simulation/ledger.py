@@ -1,0 +1,167 @@
+"""What the checker has seen: the calls, the executions, and who was disturbed when."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from simulation.broken import InvariantBroken
+from simulation.calls import Call, Identity
+from simulation.invariants import CALM_S, DRIFT, MARGIN
+
+from proto.messages import JobClaim
+
+if TYPE_CHECKING:
+    from simulation.actors import Actor, WorkerActor
+    from simulation.world import World
+
+TOGETHER_S = 3.0
+"""Within this time, a broker may hear of two things in any order."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Execution:
+    """As the messages of broker and worker tell of it."""
+
+    execution_id: bytes
+    claim: JobClaim
+    identity: Identity
+    epoch: bytes
+    """Of the broker that dispatched it."""
+    worker: "WorkerActor"
+    sent_at: float
+    begun_at: float | None = None
+    ended_at: float | None = None
+    is_image: bool = False
+    detached: bool = False
+    """Of its first claim, or of a later one."""
+    cancelled: bool = False
+    """A broker has asked for its end."""
+    released_at: float | None = None
+    """When its worker was first told that nobody waits for its outcome."""
+    current_for: bytes = b""
+    """The epoch of the broker that counts on it, as far as its messages tell."""
+    returned_at: float | None = None
+    """When that broker learnt that it came to nothing."""
+    reported_to: bytes = b""
+    """The epoch of the broker that was told last that it runs."""
+
+    @property
+    def is_running(self) -> bool:
+        """In an engine, in truth."""
+        return self.worker.alive and self.worker.running == self.execution_id
+
+    @property
+    def may_answer(self) -> bool:
+        """A broker may well prefer it to a later one: it runs, or its image lies there."""
+        return self.worker.alive and (self.is_running or self.is_image)
+
+
+class Ledger:
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.executions: dict[bytes, Execution] = {}
+        self.alike: dict[Identity, list[Execution]] = {}
+        """Executions that answer the same calls, in the order of their dispatch."""
+        self.calls: dict[bytes, Call] = {}
+        self.open_calls: dict[bytes, Call] = {}
+        self.waiting: dict[Identity, list[Call]] = {}
+        """The open ones."""
+        self.last_wanted_at: dict[Identity, float] = {}
+        """When the last call that waited was over."""
+        self.last_left_at: dict[Identity, float] = {}
+        """When one was over because its client had gone, or its time."""
+        self.last_abandoned_at: dict[Identity, float] = {}
+        """When one was over because its frontend was."""
+        self.delivered: dict[Identity, Execution] = {}
+        """The latest image of each."""
+        self.unjudged: set[Identity] = set()
+        """Jobs that may run beside others of their key: their image was there and may have been lost since,
+        or their frontend was lost and came back."""
+        self.held_bytes: Counter[bytes] = Counter()
+        """By worker: of all images that it has made."""
+        self.broker_died_at = 0.0
+
+    def count(self, invariant: str) -> None:
+        """It was put to the test."""
+        self.world.stats.checked[invariant] += 1
+
+    def breaks(self, invariant: str, detail: str) -> InvariantBroken:
+        return self.world.breaks(invariant, detail)
+
+    def short(self, identifier: bytes | None) -> str:
+        return self.world.short(identifier)
+
+    def is_calm(self, *actors: "Actor", for_s: float = CALM_S) -> bool:
+        """Nothing was done to them or their links for so long."""
+        since = self.world.now - for_s
+        return all(actor.is_calm_since(since) for actor in actors)
+
+    # --- Calls ---------------------------------------------------------------------------------
+
+    def open(self, call: Call) -> None:
+        self.open_calls[call.job_id] = self.calls[call.job_id] = call
+        self.waiting.setdefault(call.identity, []).append(call)
+
+    def close(self, call: Call, how: str, *, is_abandoned: bool = False) -> None:
+        self.last_wanted_at[call.identity] = self.world.now
+        if not is_abandoned:
+            self.last_left_at[call.identity] = self.world.now
+        self.world.stats.endings[how] += 1
+        if self.open_calls.pop(call.job_id, None) is not None:
+            waiting = self.waiting[call.identity]
+            waiting.remove(call)
+            if not waiting:
+                del self.waiting[call.identity]
+        self.world.on_call_over(call)
+
+    def abandon(self, call: Call) -> None:
+        """Its frontend cannot answer it, or is believed to be lost."""
+        self.last_abandoned_at[call.identity] = self.world.now
+
+    def was_abandoned(self, identity: Identity) -> bool:
+        """Its last waiter was lost with its frontend, and none has left at about that time."""
+        abandoned_at = self.last_abandoned_at.get(identity, -1.0)
+        left_at = self.last_left_at.get(identity, -TOGETHER_S - 1.0)
+        return abandoned_at >= self.last_wanted_at.get(identity, 0.0) and abandoned_at - left_at > TOGETHER_S
+
+    def is_nearly_over(self, call: Call, slack_s: float = 0.0) -> bool:
+        """Somebody's clock may say that its time is up."""
+        left_s = call.deadline_at - self.world.now
+        return left_s <= slack_s + DRIFT * (call.deadline_at - call.opened_at)
+
+    # --- Executions ----------------------------------------------------------------------------
+
+    def dispatched(self, execution: Execution) -> None:
+        self.executions[execution.execution_id] = execution
+        self.alike.setdefault(execution.identity, []).append(execution)
+
+    def patient_waiters(self, execution: Execution) -> list[Call]:
+        """Accepted calls with time left that this execution would answer; its broker must know of them."""
+        alike = self.alike[execution.identity]
+        if alike[-1] is not execution or any(other.may_answer for other in alike[:-1]):
+            return []
+        return [
+            call
+            for call in self.waiting.get(execution.identity, ())
+            if call.accepted_at is not None
+            and not call.passed_on
+            and self.world.now - call.accepted_at > 1.0
+            and not self.is_nearly_over(call, 2.0)
+            and self.is_calm(call.frontend)
+        ]
+
+    def is_still_there(self, made: Execution) -> bool:
+        """Whether its worker must have this image, and the broker must know of it."""
+        worker, broker, now, limits = made.worker, self.world.broker, self.world.now, self.world.limits
+        if made.ended_at is None or worker.is_leaving:
+            return False
+        # Of two that were under way at the same time only one is kept.
+        if any(other is not made and other.sent_at < made.ended_at for other in self.alike[made.identity]):
+            return False
+        until = made.ended_at + MARGIN * limits.held_age_max_s
+        if made.released_at is not None:
+            until = made.released_at + MARGIN * limits.kept_age_max_s
+        is_room = self.held_bytes[worker.incarnation] < limits.held_bytes_max / 2
+        calm_since = min(made.ended_at, now - CALM_S)
+        is_calm = worker.is_calm_since(calm_since) and broker.is_calm_since(calm_since)
+        return now < until and is_room and is_calm and worker.runs <= limits.kept_max
