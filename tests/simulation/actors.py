@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 NEVER: Final = float("inf")
 DRAIN_LINGER_S: Final = 1.0
 """Within this a draining broker ends."""
+DETACHED_S: Final = 60.0
+"""How long a detached job may take, whatever the deadline of its call."""
 ENDLESS: Final = 10_000
 """Events that follow from each other in one step."""
 Trap = Callable[[Message], bool]
@@ -529,6 +531,7 @@ class FrontendActor(Peer):
                 key_job_limit=wish.key_limit,
                 idempotency_hash=wish.idempotency_hash,
                 detach=wish.detach,
+                job_time_s=DETACHED_S if wish.detach else None,
             )
         )
 

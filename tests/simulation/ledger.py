@@ -135,10 +135,15 @@ class Ledger:
         self.executions[execution.execution_id] = execution
         self.alike.setdefault(execution.identity, []).append(execution)
 
+    def rivals(self, execution: Execution) -> list[Execution]:
+        """Others that answer the same calls: later ones, and earlier ones that are still good for it."""
+        alike = self.alike[execution.identity]
+        position = alike.index(execution)
+        return [other for other in alike[:position] if other.may_answer] + alike[position + 1 :]
+
     def patient_waiters(self, execution: Execution) -> list[Call]:
         """Accepted calls with time left that this execution would answer; its broker must know of them."""
-        alike = self.alike[execution.identity]
-        if alike[-1] is not execution or any(other.may_answer for other in alike[:-1]):
+        if self.rivals(execution):
             return []
         return [
             call

@@ -320,7 +320,7 @@ def test_a_late_image_is_dropped_while_another_worker_draws(world, frontend, wor
     until_running(world, worker)
     world.run_for(7.5 * 0.25)
     other = world.add_worker("other")
-    worker.freeze(30.0)
+    worker.freeze(30.0, engine_too=False)  # It draws on, and cannot say so.
     world.run_until(lambda: other.running is not None, world.timing.peer_lost_s + 1.0)
     current = other.running
     world.after(0.5, worker.thaw)

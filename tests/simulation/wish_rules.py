@@ -51,7 +51,7 @@ class WishRules:
             raise ledger.breaks(WANTED, f"{detail}, and {ledger.short(waiters[0].job_id)} waits")
 
     def _check_detached(self, execution: Execution) -> None:
-        if execution.detached and self._ledger.alike[execution.identity][-1] is execution:
+        if execution.detached and not self._ledger.rivals(execution):
             raise self._ledger.breaks(DETACHED, f"{self._ledger.short(execution.execution_id)} is cancelled")
 
     def _check_grace(self, execution: Execution) -> None:

@@ -1,0 +1,242 @@
+"""Ways to break a core that the simulation has to notice.
+
+Each is a change of source text, made in a copy of the packages. A text that is not found exactly once is an
+error: the core has changed, and the mutant has to follow it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    file: str
+    """Below the folder of the packages."""
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    name: str
+    changes: tuple[Change, ...]
+
+
+class AnchorLost(Exception):
+    """The text to be changed is not there, or more than once."""
+
+
+def mutant(name: str, *changes: tuple[str, str, str]) -> Mutant:
+    return Mutant(name, tuple(Change(*change) for change in changes))
+
+
+def apply(wanted: Mutant, packages: Path) -> None:
+    """Make the changes in the copy of the packages in this folder."""
+    for change in wanted.changes:
+        path = packages / change.file
+        text = path.read_text()
+        found = text.count(change.old)
+        if found != 1:
+            raise AnchorLost(f"{wanted.name}: {change.file} has {found} times\n{change.old}")
+        path.write_text(text.replace(change.old, change.new))
+
+
+MUTANTS: Final = [
+    mutant(
+        "no rebuild window",
+        (
+            "broker/state.py",
+            "        return self.started_at is None or now < self.started_at + self.timing.rebuild_s\n",
+            "        return False\n",
+        ),
+    ),
+    mutant(
+        "worker forgets after sending",
+        ("gpu_worker/session.py", "        self.held.add(ended, now)\n", ""),
+    ),
+    mutant(
+        "no fence",
+        (
+            "broker/worker_side.py",
+            "        job = self._state.jobs.wanting(outcome.execution_id)\n        if job is None:\n",
+            (
+                "        jobs = self._state.jobs\n"
+                "        job = jobs.wanting(outcome.execution_id) or jobs.get(outcome.job_id)\n"
+                "        if job is None:\n"
+            ),
+        ),
+    ),
+    mutant(
+        "fence by order of attempts",
+        (
+            "broker/worker_side.py",
+            "        job = self._state.jobs.wanting(outcome.execution_id)\n        if job is None:\n",
+            (
+                "        jobs = self._state.jobs\n"
+                "        job = jobs.get(outcome.job_id) or jobs.wanting(outcome.execution_id)\n"
+                "        if job is None or outcome.attempts < job.attempts:\n"
+            ),
+        ),
+    ),
+    mutant(
+        "attempts reset at a restart",
+        (
+            "broker/job_life.py",
+            "        job.count(submit.claim)\n        self._state.jobs.add(job)\n",
+            "        self._state.jobs.add(job)\n",
+        ),
+    ),
+    mutant(
+        "outcome dropped at the first release",
+        (
+            "gpu_worker/session.py",
+            "            self.held.keep(execution_id, now)\n",
+            "            self.held.release(execution_id)\n",
+        ),
+    ),
+    mutant(
+        "last waiter ignored",
+        (
+            "broker/job_life.py",
+            "        if not job.waiters and not self._goes_on_detached(job):\n",
+            "        if not job.waiters and not job.is_active:\n",
+        ),
+    ),
+    mutant(
+        "cancelled when the first of two leaves",
+        (
+            "broker/job_life.py",
+            (
+                "        self._state.jobs.detach(job, waiter_id)\n"
+                "        if not job.waiters and not self._goes_on_detached(job):\n"
+            ),
+            (
+                "        if self._state.jobs.of_waiter(waiter_id) is None:\n            return\n"
+                "        self._state.jobs.detach(job, waiter_id)\n"
+                "        if not self._goes_on_detached(job):\n"
+            ),
+        ),
+    ),
+    mutant(
+        "adoption without key",
+        (
+            "broker/jobs.py",
+            "    return one.key_fingerprint == other.key_fingerprint and one.parameters_digest",
+            "    return one.parameters_digest",
+        ),
+        ("broker/jobs.py", "        and one.key_fingerprint == other.key_fingerprint\n", ""),
+    ),
+    mutant(
+        "adoption without parameters",
+        ("broker/jobs.py", " and one.parameters_digest == other.parameters_digest\n", "\n"),
+    ),
+    mutant(
+        "queue limit applied to retries",
+        (
+            "broker/job_life.py",
+            "        self._state.jobs.change(job, Returned(now, give_up_at, failure))\n",
+            (
+                "        self._state.jobs.change(job, Returned(now, give_up_at, failure))\n"
+                "        if len(self._state.jobs.waiting()) > self._state.queue_limit:\n"
+                "            self.fail(job, self._own_outcome(job, failure), now)\n"
+            ),
+        ),
+    ),
+    mutant(
+        "expiry of idle workers only",
+        (
+            "broker/worker_side.py",
+            "        silent_s = now - worker.heard_at\n        gone = worker.unreachable_since\n",
+            (
+                "        silent_s = now - worker.heard_at\n        gone = worker.unreachable_since\n"
+                "        if not isinstance(worker.slot, Idle):\n            return\n"
+            ),
+        ),
+    ),
+    # And of our own.
+    mutant(
+        "resubmissions are admitted like new jobs",
+        (
+            "broker/submissions.py",
+            "        elif submit.accepted or self._runs_unowned(submit.claim):\n",
+            "        elif self._runs_unowned(submit.claim):\n",
+        ),
+    ),
+    mutant(
+        "frontend forgets that a job was accepted",
+        (
+            "frontend/job_desk.py",
+            "                accepted=isinstance(job.state, Accepted),\n",
+            "                accepted=False,\n",
+        ),
+    ),
+    mutant(
+        "frontend does not submit again",
+        (
+            "frontend/job_desk.py",
+            "                if echo >= job.submit_seq:\n",
+            "                if False:\n",
+        ),
+    ),
+    mutant(
+        "only the first waiter gets the outcome",
+        ("broker/job_life.py", "dataclasses.replace(outcome, job_id=waiter_id))", "outcome)"),
+    ),
+    mutant(
+        "detached jobs are cancelled",
+        (
+            "broker/job_life.py",
+            "        return job.is_active and job.claim.detach and job.claim.idempotency_hash is not None\n",
+            "        return False\n",
+        ),
+    ),
+    mutant(
+        "no grace for what a lost frontend leaves behind",
+        (
+            "broker/job_life.py",
+            "        if job.is_active and job.claim.idempotency_hash is not None:\n",
+            "        if False:\n",
+        ),
+    ),
+    mutant(
+        "crashes are not counted",
+        (
+            "gpu_worker/session.py",
+            "            claim = dataclasses.replace(claim, crashes=claim.crashes + 1)\n",
+            "            pass\n",
+        ),
+    ),
+    mutant(
+        "a busy worker begins another job",
+        (
+            "gpu_worker/session.py",
+            "        return None if isinstance(self.slot, Free) else RefusalReason.WORKER_BUSY\n",
+            "        return None\n",
+        ),
+    ),
+    mutant(
+        "no limit for a key",
+        ("broker/admission.py", "        if active < submit.key_job_limit:\n", "        if True:\n"),
+    ),
+    mutant(
+        "images are released rather than kept",
+        (
+            "broker/wishes.py",
+            "return not is_fenced and not self._is_held_elsewhere(outcome.execution_id, outcome.claim)\n",
+            "return False\n",
+        ),
+    ),
+    mutant(
+        "ended executions are not remembered",
+        ("gpu_worker/session.py", "        self._ended.append(execution_id)\n", ""),
+    ),
+    mutant(
+        "an outcome is passed on only once",
+        (
+            "broker/job_life.py",
+            "            waiter.served_at = None\n            waiter.repeats += 1\n",
+            "            return\n",
+        ),
+    ),
+]
