@@ -554,6 +554,8 @@ class FrontendActor(Peer):
         for call in list(self.calls.values()):
             if call.is_open:
                 self.world.checker.left(call, "frontend gone", is_abandoned=True)
+            else:
+                self.world.checker.frontend_gone(call)
 
     def drain(self) -> None:
         """As its shell does: no new calls, and after a while those that are open are given up."""

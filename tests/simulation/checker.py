@@ -82,6 +82,10 @@ class Checker:
         if is_abandoned:
             self._ledger.abandon(call)
 
+    def frontend_gone(self, call: Call) -> None:
+        """The frontend of a call that is over has died, perhaps before it could tell."""
+        self._ledger.frontend_gone(call)
+
     def answered(self, frontend: "FrontendActor", call: Call, end: JobEnd) -> None:
         self._calls.answered(frontend, call, end)
 

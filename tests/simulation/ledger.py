@@ -118,6 +118,10 @@ class Ledger:
         """Its frontend cannot answer it, or is believed to be lost."""
         self.last_abandoned_at[call.identity] = self.world.now
 
+    def frontend_gone(self, call: Call) -> None:
+        if self.world.now - self.last_wanted_at[call.identity] < TOGETHER_S:
+            self.abandon(call)
+
     def was_abandoned(self, identity: Identity) -> bool:
         """Its last waiter was lost with its frontend, and none has left at about that time."""
         abandoned_at = self.last_abandoned_at.get(identity, -1.0)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LATE_S = 0.5
 """A delay from which on a peer counts as disturbed."""
+LATE_COPIES = 0.3
+"""How likely the second copy of a message takes much longer than the first."""
 BROKEN_AFTER_S = 4.0
 """How long a connection lives through which nothing comes: ZMTP heartbeats end it."""
 RECONNECT_MAX_S = 1.0
@@ -142,16 +144,22 @@ class Network:
             counted["doubled"] += 1
         if self._through_codec:
             message = decode(encode(message))
-        for _ in range(copies):
-            delay_s = conditions.delay_s
-            if conditions.jitter_s:
-                delay_s += rng.random() * conditions.jitter_s
-            if conditions.stragglers and rng.random() < conditions.stragglers:
-                counted["late"] += 1
-                delay_s += rng.random() * conditions.straggler_s
-            if delay_s > LATE_S:
+        for number in range(copies):
+            delay_s = self._delay_s(is_copy=number > 0)
+            if delay_s > LATE_S and number == 0:
                 connection.peer.disturb(delay_s)
             self._world.after(delay_s, arrive, connection, message)
+
+    def _delay_s(self, *, is_copy: bool) -> float:
+        conditions, rng = self.conditions, self._world.rng
+        delay_s = conditions.delay_s
+        if conditions.jitter_s:
+            delay_s += rng.random() * conditions.jitter_s
+        straggles = LATE_COPIES if is_copy else conditions.stragglers
+        if straggles and rng.random() < straggles:
+            self._world.stats.messages["late"] += 1
+            delay_s += rng.random() * conditions.straggler_s
+        return delay_s
 
     def _reach_broker(self, connection: Connection, message: Message) -> None:
         broker = connection.broker
