@@ -72,8 +72,8 @@ class ImageGenServicer:
         minutes. Otherwise, and after a failure, the image is drawn again, with the same seed.
         A repeat that asks for another image is INVALID_ARGUMENT, IDEMPOTENCY_MISMATCH.
         on-disconnect    What becomes of the job when the last of its callers is gone: "cancel", the default,
-        or "detach": it goes on until its deadline, for a repeat to find it. "detach" needs
-        an idempotency-key.
+        or "detach": it is finished for a repeat to find, in the service's longest job time
+        at most, whatever the call's deadline was. "detach" needs an idempotency-key.
 
         Trailing metadata of every answer to a call that had a job, with an image or without:
         job-id           32 hexadecimal digits to quote to the operator, whose logs name them; each repeat has

@@ -48,8 +48,8 @@ class ImageGenStub:
                        minutes. Otherwise, and after a failure, the image is drawn again, with the same seed.
                        A repeat that asks for another image is INVALID_ARGUMENT, IDEMPOTENCY_MISMATCH.
       on-disconnect    What becomes of the job when the last of its callers is gone: "cancel", the default,
-                       or "detach": it goes on until its deadline, for a repeat to find it. "detach" needs
-                       an idempotency-key.
+                       or "detach": it is finished for a repeat to find, in the service's longest job time
+                       at most, whatever the call's deadline was. "detach" needs an idempotency-key.
 
     Trailing metadata of every answer to a call that had a job, with an image or without:
       job-id           32 hexadecimal digits to quote to the operator, whose logs name them; each repeat has
@@ -74,8 +74,8 @@ class ImageGenAsyncStub(ImageGenStub):
                        minutes. Otherwise, and after a failure, the image is drawn again, with the same seed.
                        A repeat that asks for another image is INVALID_ARGUMENT, IDEMPOTENCY_MISMATCH.
       on-disconnect    What becomes of the job when the last of its callers is gone: "cancel", the default,
-                       or "detach": it goes on until its deadline, for a repeat to find it. "detach" needs
-                       an idempotency-key.
+                       or "detach": it is finished for a repeat to find, in the service's longest job time
+                       at most, whatever the call's deadline was. "detach" needs an idempotency-key.
 
     Trailing metadata of every answer to a call that had a job, with an image or without:
       job-id           32 hexadecimal digits to quote to the operator, whose logs name them; each repeat has
@@ -109,8 +109,8 @@ class ImageGenServicer(metaclass=_abc_1.ABCMeta):
                            minutes. Otherwise, and after a failure, the image is drawn again, with the same seed.
                            A repeat that asks for another image is INVALID_ARGUMENT, IDEMPOTENCY_MISMATCH.
           on-disconnect    What becomes of the job when the last of its callers is gone: "cancel", the default,
-                           or "detach": it goes on until its deadline, for a repeat to find it. "detach" needs
-                           an idempotency-key.
+                           or "detach": it is finished for a repeat to find, in the service's longest job time
+                           at most, whatever the call's deadline was. "detach" needs an idempotency-key.
 
         Trailing metadata of every answer to a call that had a job, with an image or without:
           job-id           32 hexadecimal digits to quote to the operator, whose logs name them; each repeat has
