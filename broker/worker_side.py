@@ -8,7 +8,7 @@ from broker.jobs import Dispatched, Job
 from broker.state import BrokerState
 from broker.workers import MAX_WORKERS, Idle, Offered, Running, Slot, Unclear, Worker
 from proto.failures import ENGINE_DEATHS, RETRYABLE_FAILURES, FailureCode, RefusalReason
-from proto.messages import JobFailed, Leave, Outcome, Refuse, ToBrokerFromWorker, WorkerReport
+from proto.messages import HeldOutcome, JobFailed, Leave, Outcome, Refuse, ToBrokerFromWorker, WorkerReport
 
 _STOPPED_IN_VAIN: Final = JobFailed(code=FailureCode.WORKER_LOST, detail="stopped for another call")
 STOPPED: Final = frozenset({FailureCode.CANCELLED, FailureCode.DEADLINE_EXCEEDED})
@@ -151,6 +151,16 @@ class WorkerSide:
             return
         job.count(outcome)
         if outcome.failure is None:
+            if worker is not None:
+                size_bytes = len(outcome.body)
+                worker.learn(
+                    HeldOutcome(
+                        execution_id=outcome.execution_id,
+                        claim=job.claim,
+                        failure=None,
+                        size_bytes=size_bytes,
+                    )
+                )
             self._job_life.deliver(job, outcome, now)
         elif outcome.failure.code in RETRYABLE_FAILURES:
             self._state.note(

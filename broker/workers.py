@@ -80,10 +80,19 @@ class Worker:
         self.held = {outcome.execution_id: outcome for outcome in report.held}
         self.images, self.by_job = {}, {}
         for outcome in report.held:
-            self.by_job.setdefault(outcome.claim.job_id, []).append(outcome)
-            key = key_of(outcome.claim)
-            if key is not None and outcome.failure is None:
-                self.images.setdefault(key, []).append(outcome)
+            self._index(outcome)
+
+    def _index(self, outcome: HeldOutcome) -> None:
+        self.by_job.setdefault(outcome.claim.job_id, []).append(outcome)
+        key = key_of(outcome.claim)
+        if key is not None and outcome.failure is None:
+            self.images.setdefault(key, []).append(outcome)
+
+    def learn(self, outcome: HeldOutcome) -> None:
+        """It has just sent this image: it holds it, though no report has said so yet."""
+        if outcome.execution_id not in self.held:
+            self.held[outcome.execution_id] = outcome
+            self._index(outcome)
 
     @property
     def worker_id(self) -> str:

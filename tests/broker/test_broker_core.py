@@ -257,6 +257,8 @@ def test_an_image_that_is_lost_on_its_way_is_made_again(broker, worker_is):
     broker.image(broker.run_job())
     if worker_is == "gone":
         broker.leaves("worker")
+    else:
+        broker.worker()  # It does not list the image any more.
     broker.after(1.4)
     broker.worker("other")
     broker.after(0.1)

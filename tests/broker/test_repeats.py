@@ -195,6 +195,16 @@ def test_a_repeat_gets_the_kept_image_though_every_worker_is_busy(broker):
     assert busy != execution
 
 
+def test_a_repeat_finds_the_image_though_no_report_has_listed_it_yet(broker):
+    execution = run_keyed(broker)
+    broker.image(execution)
+    broker.frontend()
+    broker.worker("idle")
+    broker.submit("repeat", idempotency=AGAIN)
+    assert broker.starts() == []
+    assert broker.to_worker(WorkerView)[-1].resend == (execution,)
+
+
 def test_a_repeat_with_another_image_in_mind_is_refused_while_the_image_is_kept(broker):
     execution = run_keyed(broker)
     finish(broker, execution)
