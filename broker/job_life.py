@@ -36,11 +36,12 @@ class JobLife:
 
     # --- The beginning -------------------------------------------------------------------------
 
-    def admit(self, submit: Submit, now: float) -> Job:
+    def admit(self, submit: Submit, now: float, *, has_begun: bool) -> Job:
+        """`has_begun`: an earlier broker had taken it, so that some worker may run or hold it."""
         job = self._new_job(submit, now)
         if submit.accepted or job.attempts > 0:
             self.put_back(job, _LATER, now)
-        if submit.accepted or job.claim.idempotency_hash is not None:
+        if has_begun or job.claim.idempotency_hash is not None:
             self.adoption.look_everywhere(job, submit.execution_id, now)
         self._state.note(
             "job admitted",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from broker.actions import Action, SendToFrontend, SendToWorker
 from broker.estimates import RunTimes
 from broker.frontends import Frontend, FrontendTable
-from broker.jobs import Job, JobTable
+from broker.jobs import Job, JobTable, is_same_image
 from broker.snapshot import Counters
 from broker.views import ViewMaker
 from broker.wishes import Doubts, Wishes, WishMaker
@@ -131,6 +131,20 @@ class BrokerState:
         if running is None or self.jobs.wanting(running.execution_id) is not None:
             return False
         return self._wish_maker.goes_on(running, self._doubts())
+
+    def has_execution_of(self, worker: Worker, claim: JobClaim) -> bool:
+        """Whether it runs this very job, or holds its image, and this broker has not told it to."""
+        running = worker.running
+        found = [outcome for outcome in worker.held_for(claim) if outcome.failure is None]
+        executions = [(each.execution_id, each.claim) for each in found]
+        if running is not None and not running.stopping:
+            executions.append((running.execution_id, running.claim))
+        return worker.unreachable_since is None and any(
+            theirs.job_id == claim.job_id
+            and is_same_image(theirs, claim)
+            and self._wish_maker.is_foreign(execution_id)
+            for execution_id, theirs in executions
+        )
 
     def is_stopping(self, worker: Worker) -> bool:
         """Whether it is busy with nothing but what it was told to stop."""

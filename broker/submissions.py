@@ -40,15 +40,15 @@ class Submissions:
             self._answer(job, submit, now)
         elif not submit.accepted and (kept := self._kept_image(submit.claim)) is not None:
             self._answer(self._job_life.admit_kept(submit, *kept, now), submit, now)
-        elif submit.accepted or self._runs_unowned(submit.claim):
-            self._answer(self._job_life.admit(submit, now), submit, now)
+        elif submit.accepted or self._has_begun(submit.claim):
+            self._answer(self._job_life.admit(submit, now, has_begun=True), submit, now)
         elif self._state.is_rebuilding:
             self._state.pending[submit.claim.job_id] = PendingSubmit(submit, now)
             self._state.send_statuses(frontend, self.status(submit.claim.job_id))
         elif (refusal := self._admission().judge(submit, now)) is not None:
             self._refuse(frontend, submit, refusal)
         else:
-            self._answer(self._job_life.admit(submit, now), submit, now)
+            self._answer(self._job_life.admit(submit, now, has_begun=False), submit, now)
 
     def _why_not_at_all(self, submit: Submit, job: Job | None) -> Refusal | None:
         """What no state of the workers could change."""
@@ -136,8 +136,10 @@ class Submissions:
                 return worker, image.execution_id
         return None
 
-    def _runs_unowned(self, claim: JobClaim) -> bool:
-        """Whether a worker runs it for a job that an earlier broker knew: it joins that execution."""
+    def _has_begun(self, claim: JobClaim) -> bool:
+        """Whether an earlier broker had admitted it, or a call that it repeats: it joins that execution."""
+        if any(self._state.has_execution_of(worker, claim) for worker in self._state.workers):
+            return True  # Its frontend had not heard of it yet.
         return any(True for _ in self._unowned_with_key_of(claim))
 
     def _unowned_with_key_of(self, claim: JobClaim) -> Iterator[RunningExecution]:

@@ -49,6 +49,10 @@ class WishMaker:
         while len(self.own_executions) > MAX_REMEMBERED:
             del self.own_executions[next(iter(self.own_executions))]
 
+    def is_foreign(self, execution_id: bytes) -> bool:
+        """Whether another life of the broker began it, and this one has not adopted it."""
+        return execution_id not in self.own_executions
+
     def wishes(self, worker: Worker, doubts: Doubts) -> Wishes:
         """What is wanted of a worker, given what it last reported."""
         wanted: dict[_Wish, list[bytes]] = {wish: [] for wish in _Wish}

@@ -248,7 +248,7 @@ def test_a_lost_worker_is_shown_for_a_while(broker):
 
 
 def test_the_snapshot_shows_what_the_broker_knows(broker):
-    broker.worker(readings=READINGS, held=(held(identifier("kept")),))
+    broker.worker(readings=READINGS, held=(held(identifier("kept"), job="earlier"),))
     broker.worker("loads", phase=WorkerPhase.LOADING)
     broker.run_job()
     broker.submit("second", key="other")

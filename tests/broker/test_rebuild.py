@@ -6,7 +6,7 @@ from samples.wire import claim, held, identifier, leave, running
 
 from broker.jobs import Dispatched, Returned
 from proto.failures import FailureCode, RefusalReason
-from proto.messages import FrontendView, JobState, Outcome
+from proto.messages import FrontendView, JobState, Outcome, WorkerView
 
 JOB = identifier("job")
 EARLIER = identifier("earlier")
@@ -159,6 +159,24 @@ def test_a_new_job_is_judged_at_the_end_with_the_time_that_it_has_left(restarted
     restarted.after(0.5)
     (start,) = restarted.starts()
     assert start.claim.remaining_ms == pytest.approx(7_000, abs=251)
+
+
+def test_a_job_whose_frontend_had_not_heard_of_its_execution_takes_it_over(restarted):
+    restarted.worker("idle")
+    restarted.runs(EARLIER)
+    restarted.submit()
+    assert restarted.job().current_execution == EARLIER
+    assert restarted.statuses() == {JOB: JobState.RUNNING}
+    restarted.after(WINDOW_S)
+    assert restarted.starts() == []
+
+
+def test_the_same_with_an_image_that_is_held(restarted):
+    restarted.submit()
+    restarted.worker(held=(held(EARLIER),))
+    restarted.after(WINDOW_S)
+    assert restarted.starts() == []
+    assert EARLIER in {wanted for view in restarted.to_worker(WorkerView) for wanted in view.resend}
 
 
 def test_a_pending_job_that_is_given_up_is_forgotten(restarted):
