@@ -149,13 +149,22 @@ class Readings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """What a worker draws with."""
+    """What a worker draws with. A text that is not known is empty."""
 
     engine: Name
     name: Text
     precision: Text
+    """The type in which it computes."""
     device: Text
     warning: Text = ""
+    revision: Text = ""
+    """The commit of the model's repository, or what else tells its versions apart."""
+    quantization: Text = ""
+    """How the weights are stored, if otherwise than `precision` says."""
+    memory_plan: Text = ""
+    """What lies where while it draws."""
+    versions: Text = ""
+    """Of the libraries that make a difference to the pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
