@@ -102,6 +102,15 @@ class WishRules:
         world, timing = self._ledger.world, self._ledger.world.timing
         patience_s = STOP_S + timing.rebuild_s
         is_keyed = execution.claim.idempotency_hash is not None
-        if execution.identity in self._ledger.last_abandoned_at or (is_keyed and world.broker.born_at > 0):
+        if self._may_be_left_behind(execution) or (is_keyed and world.broker.born_at > 0):
             patience_s += timing.peer_lost_s + (timing.orphan_grace_s if is_keyed else 0.0)
         return patience_s
+
+    def _may_be_left_behind(self, execution: Execution) -> bool:
+        """A call for it was over because its frontend was, or the broker has never heard of its end."""
+        ledger, identity = self._ledger, execution.identity
+        return identity in ledger.last_abandoned_at or any(
+            call.frontend not in ledger.world.frontends
+            for call in ledger.calls.values()
+            if call.identity == identity
+        )
