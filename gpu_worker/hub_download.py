@@ -18,6 +18,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 from huggingface_hub.utils import tqdm as hub_tqdm
 
+from gpu_worker.engines.error_text import first_line
 from gpu_worker.hub_errors import RESUMES, HubSource, PrefetchFailed
 from gpu_worker.hub_listing import HubFile, verified
 from gpu_worker.manifest import BytesDone, FileEntry
@@ -33,23 +34,29 @@ def list_files(source: HubSource) -> tuple[str, tuple[HubFile, ...]]:
     """The commit that the revision means, and all files of it.
 
     Raises:
-        PrefetchFailed: the answer lacks sizes or digests.
+        PrefetchFailed: the answer is not that of a Hub, or lacks sizes or digests.
         httpx2.HTTPError: no answer, or a refusal.
     """
     api = HfApi(endpoint=source.endpoint, token=source.token or False, library_name=_PROGRAM)
-    model = api.model_info(
-        source.repository, revision=source.revision, files_metadata=True, timeout=_LISTING_LIMIT_S
-    )
     try:
+        model = api.model_info(
+            source.repository, revision=source.revision, files_metadata=True, timeout=_LISTING_LIMIT_S
+        )
+        if model.sha is None:
+            raise TypeError("no commit")
         return str(model.sha), tuple(_hub_file(sibling) for sibling in model.siblings or ())
-    except (TypeError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        # A mirror that leaves them out, or the page on which a hotel asks for a room number.
         raise PrefetchFailed(
-            f"{source.endpoint} lists {source.repository} without sizes and digests: it is no Hub"
+            f"{source.endpoint} does not list {source.repository} with sizes and digests as the Hub does"
+            f" ({first_line(error)}); expected is another HF_ENDPOINT, or a network that lets it through"
         ) from error
 
 
 def _hub_file(sibling: Any) -> HubFile:
     path, lfs = sibling.rfilename, sibling.lfs
+    if lfs is None and sibling.blob_id is None:
+        raise TypeError("no digest")
     if lfs is not None:
         return HubFile(path=path, size_bytes=int(lfs.size), algorithm="sha256", digest=str(lfs.sha256))
     return HubFile(path=path, size_bytes=int(sibling.size), algorithm="git-sha1", digest=str(sibling.blob_id))

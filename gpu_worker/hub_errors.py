@@ -7,8 +7,10 @@ from typing import Final
 
 import httpx2
 from huggingface_hub.errors import (
+    DeviceCodeError,
     GatedRepoError,
     HfHubHTTPError,
+    OIDCError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -17,7 +19,7 @@ from gpu_worker.engines.error_text import first_line
 from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
 
 RESUMES: Final = "run it again, it goes on where it was"
-_LOG_IN: Final = "set HF_TOKEN, or log in with `hf auth login`"
+LOG_IN: Final = "set HF_TOKEN, or log in with `hf auth login`"
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _READING: Final = "a token that may read"
 
@@ -50,6 +52,8 @@ def explained(error: Exception, source: HubSource, folder: Path) -> PrefetchFail
                 f"no connection to {source.endpoint}, or it was cut off ({first_line(error)}); {RESUMES}",
                 EXIT_CANNOT_START,
             )
+        case OIDCError() | DeviceCodeError():
+            return PrefetchFailed(f"the login for the Hub failed ({first_line(error)}): {LOG_IN}")
         case OSError():
             return _local(error, source, folder)
         case _:
@@ -69,9 +73,9 @@ def _refused(error: HfHubHTTPError, source: HubSource) -> PrefetchFailed:
                 f" tag of {page}/commits/main"
             )
         case _ if status == httpx2.codes.UNAUTHORIZED and source.token is not None and not _missing(error):
-            return PrefetchFailed(f"{source.endpoint} does not accept the token: {_LOG_IN}, with {_READING}")
+            return PrefetchFailed(f"{source.endpoint} does not accept the token: {LOG_IN}, with {_READING}")
         case _ if isinstance(error, RepositoryNotFoundError) or status == httpx2.codes.UNAUTHORIZED:
-            why = "this token may not see it" if source.token is not None else f"it needs a token: {_LOG_IN}"
+            why = "this token may not see it" if source.token is not None else f"it needs a token: {LOG_IN}"
             return PrefetchFailed(f"{page}: there is no such repository, or {why}")
         case _ if status == httpx2.codes.FORBIDDEN:
             return PrefetchFailed(
@@ -93,7 +97,7 @@ def _gated(error: HfHubHTTPError, source: HubSource, page: str) -> str:
     if source.token is None:
         return (
             f"{source.repository} is gated, and there is no token: accept its licence at {page},"
-            f" then {_LOG_IN}"
+            f" then {LOG_IN}"
         )
     said = " ".join((error.server_message or "").split())[:200]
     return (

@@ -116,7 +116,8 @@ def check_flux_folder(folder: Path) -> None:
 def _read_index(folder: Path) -> dict[str, object]:
     if not folder.is_dir():
         raise ModelUnusable(
-            f"{folder.absolute()}: no such folder; a FLUX model in diffusers' layout is expected"
+            f"{folder.absolute()}: no such folder; a FLUX model in diffusers' layout is expected,"
+            " as `python -m gpu_worker prefetch` makes one"
         )
     if _is_unfinished(folder):
         raise ModelUnusable(

@@ -4,6 +4,7 @@ The manifest comes last: a folder without one is not finished, or somebody else'
 """
 
 import fcntl
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from huggingface_hub.utils import tqdm as hub_tqdm
 from gpu_worker.digests import check_digests
 from gpu_worker.engines.engine import ModelUnusable
 from gpu_worker.hub_download import bytes_to_come, fetch_files, list_files
-from gpu_worker.hub_errors import RESUMES, HubSource, PrefetchFailed, explained
+from gpu_worker.hub_errors import LOG_IN, RESUMES, HubSource, PrefetchFailed, explained
 from gpu_worker.hub_listing import HubFile, missing_parts, needed_files
 from gpu_worker.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from gpu_worker.model_store import UNFINISHED_FOLDER, check_flux_folder, component_files
@@ -32,6 +33,8 @@ EXIT_INTERRUPTED: Final = 130
 
 _SPARE_BYTES: Final = 512 * 1024 * 1024
 """Left free on the disk, for everybody else."""
+_TOKEN: Final = re.compile(r"[!-~]+")
+"""What a header can hold; errors about one that it cannot would show it."""
 _GB: Final = 1_000_000_000
 
 
@@ -115,13 +118,16 @@ def _verify(folder: Path, manifest: Manifest) -> None:
 
 
 def _online(source: HubSource) -> HubSource:
-    """The source with the user's token, if there is one. Raises `PrefetchFailed` in offline mode."""
+    """The source with the user's token, if there is one. Raises `PrefetchFailed`."""
     if huggingface_hub.constants.is_offline_mode():
         raise PrefetchFailed(
             "offline mode is set (HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE): nothing can be downloaded;"
             " unset it for this command"
         )
-    return replace(source, token=huggingface_hub.get_token())
+    token = huggingface_hub.get_token()
+    if token is not None and _TOKEN.fullmatch(token) is None:
+        raise PrefetchFailed(f"what is set as the token cannot be one (hidden): {LOG_IN}")
+    return replace(source, token=token)
 
 
 def _needed(source: HubSource, listed: Sequence[HubFile]) -> tuple[HubFile, ...]:

@@ -259,6 +259,17 @@ def test_what_the_hub_refuses(
     assert len(told.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("token", ["hf_caf\u00e9", "hf_a b", "hf_\x01"])
+def test_what_cannot_be_a_token_is_not_shown(
+    run: Prefetch, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    told = run()
+    assert told.status == EXIT_BAD_CONFIGURATION
+    assert "cannot be one (hidden)" in told.err
+    assert token not in told.err
+
+
 def test_a_gated_repository_that_lists_its_files(hub: FakeHub, run: Prefetch, folder: Path) -> None:
     hub.gated = True
     told = run()
@@ -296,7 +307,11 @@ def test_a_repository_that_is_no_flux_model(hub: FakeHub, run: Prefetch) -> None
     hub.bare = True
     told = run()
     assert told.status == EXIT_BAD_CONFIGURATION
-    assert "without sizes and digests" in told.err
+    assert f"does not list {REPOSITORY} with sizes and digests" in told.err
+    hub.refusal = (HTTPStatus.OK, "", "")
+    told = run()
+    assert told.status == EXIT_BAD_CONFIGURATION
+    assert f"does not list {REPOSITORY} with sizes and digests" in told.err
 
 
 def test_a_disk_that_is_too_small(
