@@ -1,9 +1,9 @@
-"""`python -m gpu_worker`: one GPU, one job at a time.
+"""`python -m gpu_worker`: a worker, or a command such as `prefetch`.
 
 The engine process imports this module again when it is spawned: nothing is imported here before it is needed.
 """
 
 if __name__ == "__main__":
-    from gpu_worker.process import main
+    from gpu_worker.commands import main
 
     raise SystemExit(main())

@@ -19,7 +19,9 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from gpu_worker.digests import folder_entries
 from gpu_worker.engines.engine import ModelUnusable
+from gpu_worker.manifest import MANIFEST_NAME, Manifest, write_manifest
 
 RECIPE: Final = 1
 """Counts up whenever the same prompt and seed would give another picture, or older folders cannot be read."""
@@ -35,9 +37,11 @@ def embedded_model_folder(cache_dir: Path) -> Path:
     Raises:
         ModelUnusable: the cache folder cannot be written.
     """
-    folder = cache_dir.absolute() / f"embedded-flux-{RECIPE}"
-    if folder.is_dir():
+    folder = _folder_in(cache_dir)
+    if (folder / MANIFEST_NAME).is_file():
         return folder
+    if folder.is_dir():
+        discard_embedded_model(cache_dir)  # Earlier versions wrote no manifest.
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
@@ -51,6 +55,10 @@ def embedded_model_folder(cache_dir: Path) -> Path:
     return folder
 
 
+def _folder_in(cache_dir: Path) -> Path:
+    return cache_dir.absolute() / f"embedded-flux-{RECIPE}"
+
+
 def _move_into_place(unfinished: Path, folder: Path) -> None:
     try:
         unfinished.rename(folder)
@@ -62,17 +70,22 @@ def _move_into_place(unfinished: Path, folder: Path) -> None:
 
 def discard_embedded_model(cache_dir: Path) -> None:
     """Remove a damaged folder, so that the next call builds it again. Raises `ModelUnusable`."""
-    folder = embedded_model_folder(cache_dir)
+    folder = _folder_in(cache_dir)
     try:
         with tempfile.TemporaryDirectory(prefix=f"{folder.name}-", dir=cache_dir) as grave:
             # At once for whoever else is looking for it.
             folder.rename(Path(grave) / "model")
+    except FileNotFoundError:
+        pass  # Somebody else was faster.
     except OSError as error:
         raise ModelUnusable(f"{folder} is damaged and cannot be removed: {error}") from error
 
 
 def build_embedded_model(folder: Path) -> None:
-    """Write the model to this folder in diffusers' layout: the same bytes each time. Raises `OSError`."""
+    """Write the model to this folder in diffusers' layout, with a manifest: the same bytes each time.
+
+    Raises `OSError`.
+    """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(_SEED)
         pipeline = _assemble()
@@ -80,6 +93,7 @@ def build_embedded_model(folder: Path) -> None:
         _join_latent_pixels(pipeline.transformer)
         _smooth(pipeline.vae)
     pipeline.save_pretrained(folder, safe_serialization=True)
+    write_manifest(folder, Manifest(source="embedded", revision=str(RECIPE), files=folder_entries(folder)))
 
 
 def _assemble() -> FluxPipeline:

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Final, Literal, assert_never
 
 from gpu_worker.engines.engine import ModelUnusable
+from gpu_worker.manifest import MANIFEST_NAME, FileEntry, Manifest, read_manifest
+
+UNFINISHED_FOLDER: Final = ".unfinished"
+"""In a model folder that is being fetched: what is not whole yet."""
 
 EngineName = Literal["auto", "flux", "embedded", "fake"]
 
@@ -24,6 +28,10 @@ _PLAIN: Final = {
     "tokenizer_2": ("T5TokenizerFast", "T5Tokenizer"),
     "scheduler": ("FlowMatchEulerDiscreteScheduler",),
 }
+_QUANTIZED_HERE: Final = (
+    "bf16, fp16 or fp32 is expected, or 4-bit weights that `python -m gpu_worker quantize` makes of them;"
+    " HighCWu/FLUX.1-dev-4bit, which mixes NF4 and HQQ, cannot be read"
+)
 _ABSTRACT: Final = "embedded model: tiny and untrained, it draws abstract patterns"
 
 
@@ -77,7 +85,7 @@ def choose_engine(engine: EngineName, *, model_dir: Path, cache_dir: Path, fake:
 
 def _choose_for(model_dir: Path, cache_dir: Path) -> EngineChoice:
     index = model_dir / "model_index.json"
-    if index.is_file() and _read_object(index).get("_class_name") == _PIPELINE:
+    if _is_unfinished(model_dir) or (index.is_file() and _read_object(index).get("_class_name") == _PIPELINE):
         # A FLUX folder that is incomplete is an accident: worth an error, not a silent other model.
         check_flux_folder(model_dir)
         return FluxFolder(path=model_dir.absolute())
@@ -89,11 +97,31 @@ def _choose_for(model_dir: Path, cache_dir: Path) -> EngineChoice:
 def check_flux_folder(folder: Path) -> None:
     """Raise `ModelUnusable`, with all that is wrong, unless this looks like a whole FLUX pipeline.
 
+    With a manifest: unless its files are there in their sizes, and no others that would be read.
     The tensors themselves are checked when they are loaded.
     """
+    index = _read_index(folder)
+    manifest = read_manifest(folder)
+    problems = [
+        problem
+        for name in (*_WEIGHTED, *_PLAIN)
+        for problem in _component_problems(folder, name, index, manifest)
+    ]
+    if manifest is not None:
+        problems += [*_listed_problems(folder, manifest), *_unlisted_problems(folder, manifest)]
+    if problems:
+        raise ModelUnusable(f"{folder.absolute()}: {'; '.join(problems)}")
+
+
+def _read_index(folder: Path) -> dict[str, object]:
     if not folder.is_dir():
         raise ModelUnusable(
-            f"{folder.absolute()}: no such folder; a FLUX model in diffusers' layout is expected"
+            f"{folder.absolute()}: no such folder; a FLUX model in diffusers' layout is expected,"
+            " as `python -m gpu_worker prefetch` makes one"
+        )
+    if _is_unfinished(folder):
+        raise ModelUnusable(
+            f"{folder.absolute()}: half-finished; to go on: python -m gpu_worker prefetch --target {folder}"
         )
     index_file = folder / "model_index.json"
     if not index_file.is_file():
@@ -105,14 +133,44 @@ def check_flux_folder(folder: Path) -> None:
         raise ModelUnusable(
             f"{index_file.absolute()}: _class_name is {index.get('_class_name')!r}, not {_PIPELINE!r}"
         )
-    problems = [
-        problem for name in (*_WEIGHTED, *_PLAIN) for problem in _component_problems(folder, name, index)
+    return index
+
+
+def _is_unfinished(folder: Path) -> bool:
+    return (folder / UNFINISHED_FOLDER).is_dir() and not (folder / MANIFEST_NAME).exists()
+
+
+def component_files(folder: Path) -> list[str]:
+    """All files that the libraries may read, by their path in the folder: hidden ones are not."""
+    found = (file for name in (*_WEIGHTED, *_PLAIN) for file in (folder / name).rglob("*") if file.is_file())
+    paths = sorted(file.relative_to(folder) for file in found)
+    return [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+
+
+def _listed_problems(folder: Path, manifest: Manifest) -> list[str]:
+    return [
+        problem for path, entry in manifest.files.items() if (problem := _size_problem(folder, path, entry))
     ]
-    if problems:
-        raise ModelUnusable(f"{folder.absolute()}: {'; '.join(problems)}")
 
 
-def _component_problems(folder: Path, name: str, index: dict[str, object]) -> list[str]:
+def _size_problem(folder: Path, path: str, listed: FileEntry) -> str:
+    try:
+        size_bytes = (folder / path).stat().st_size
+    except OSError:
+        return f"{path} is missing, {MANIFEST_NAME} lists it"
+    if size_bytes != listed.size_bytes:
+        return f"{path} has {size_bytes} bytes, {listed.size_bytes} are listed in {MANIFEST_NAME}"
+    return ""
+
+
+def _unlisted_problems(folder: Path, manifest: Manifest) -> list[str]:
+    read = ["model_index.json", *component_files(folder)]
+    return [f"{path} is not listed in {MANIFEST_NAME}" for path in read if path not in manifest.files]
+
+
+def _component_problems(
+    folder: Path, name: str, index: dict[str, object], manifest: Manifest | None
+) -> list[str]:
     allowed = (_WEIGHTED | _PLAIN)[name]
     match index.get(name):
         case [_, str(found)] if found in allowed:
@@ -123,17 +181,17 @@ def _component_problems(folder: Path, name: str, index: dict[str, object]) -> li
         return [f"folder {name} is missing"]
     if name in _PLAIN:
         return [] if any((folder / name).glob("*.json")) else [f"folder {name} has no .json file"]
-    return _weight_problems(folder / name)
+    quantization = None if manifest is None else manifest.quantization
+    ours = quantization is not None and name in quantization.components
+    return _weight_problems(folder / name, quantized_by_us=ours)
 
 
-def _weight_problems(component: Path) -> list[str]:
+def _weight_problems(component: Path, *, quantized_by_us: bool) -> list[str]:
     config = component / "config.json"
     if not config.is_file():
         return [f"{component.name}/config.json is missing"]
-    if "quantization_config" in _read_object(config):
-        return [
-            f"{component.name} is quantized in a way that is not supported; bf16, fp16 or fp32 is expected"
-        ]
+    if "quantization_config" in _read_object(config) and not quantized_by_us:
+        return [f"{component.name} is quantized in a way that is not supported; {_QUANTIZED_HERE}"]
     if any(component.glob("*.safetensors")):
         return []
     pickled = sorted(file.name for file in component.glob("*.bin"))

@@ -59,7 +59,11 @@ def _home() -> Path:
 
 
 class WorkerSettings(ComponentSettings):
-    """A GPU worker: one engine, one job at a time."""
+    """A GPU worker: one engine, one job at a time.
+
+    Two commands prepare its model folder, each with a --help of its own: `python -m gpu_worker prefetch`
+    downloads FLUX.1-dev, `python -m gpu_worker quantize` makes 4-bit weights of it.
+    """
 
     model_config = SettingsConfigDict(env_prefix="FLUX_WORKER_", populate_by_name=True)
 

@@ -6,8 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from gpu_worker.digests import folder_entries
 from gpu_worker.engines.engine import ModelUnusable
-from gpu_worker.model_store import Embedded, EngineChoice, EngineName, Fake, FluxFolder, choose_engine
+from gpu_worker.manifest import MANIFEST_NAME, Manifest, Quantization, write_manifest
+from gpu_worker.model_store import (
+    UNFINISHED_FOLDER,
+    Embedded,
+    EngineChoice,
+    EngineName,
+    Fake,
+    FluxFolder,
+    choose_engine,
+)
 
 FAKE = Fake(step_s=0.1, load_s=0.0, faults=False)
 INDEX = {
@@ -94,7 +104,10 @@ def test_what_is_wrong_is_named(flux_folder: Path) -> None:
     (flux_folder / "scheduler").rmdir()
     assert "folder scheduler is missing" in refusal()
     (flux_folder / "text_encoder" / "config.json").write_text('{"quantization_config": {"bits": 4}}')
-    assert "text_encoder is quantized" in refusal()
+    told = refusal()
+    assert "text_encoder is quantized in a way that is not supported" in told
+    assert "python -m gpu_worker quantize" in told
+    assert "HighCWu/FLUX.1-dev-4bit" in told
     break_index(flux_folder, vae=["my_module", "MyCoder"], transformer=None)
     assert "vae is ['my_module', 'MyCoder'], expected AutoencoderKL" in refusal()
     break_index(flux_folder, _class_name="SomethingElse")
@@ -107,6 +120,58 @@ def test_what_is_wrong_is_named(flux_folder: Path) -> None:
     assert "no model_index.json" in refusal()
     flux_folder.rename(flux_folder.with_name("elsewhere"))
     assert "no such folder" in refusal()
+
+
+def describe(folder: Path, quantization: Quantization | None = None) -> None:
+    write_manifest(
+        folder,
+        Manifest(source="a/b", revision="c", files=folder_entries(folder), quantization=quantization),
+    )
+
+
+def refusal_of(folder: Path) -> str:
+    with pytest.raises(ModelUnusable) as refused:
+        choose("auto", folder)
+    return str(refused.value)
+
+
+def test_a_folder_is_held_to_its_manifest(flux_folder: Path) -> None:
+    describe(flux_folder)
+    (flux_folder / "vae" / ".DS_Store").touch()
+    (flux_folder / "flux1-dev.safetensors").touch()
+    assert choose("auto", flux_folder) == FluxFolder(path=flux_folder)
+    (flux_folder / "transformer" / "planted.safetensors").touch()
+    (flux_folder / "tokenizer" / "deeper").mkdir()
+    (flux_folder / "tokenizer" / "deeper" / "planted.json").touch()
+    (flux_folder / "text_encoder" / "model.safetensors").write_bytes(b"12")
+    (flux_folder / "scheduler" / "config.json").rename(flux_folder / "scheduler" / "other.json")
+    told = refusal_of(flux_folder)
+    assert "transformer/planted.safetensors is not listed" in told
+    assert "tokenizer/deeper/planted.json is not listed" in told
+    assert "text_encoder/model.safetensors has 2 bytes, 0 are listed" in told
+    assert "scheduler/config.json is missing" in told
+    (flux_folder / MANIFEST_NAME).write_text("{}")
+    assert "not a manifest" in refusal_of(flux_folder)
+
+
+def test_only_its_manifest_makes_a_quantized_component_ours(flux_folder: Path) -> None:
+    for name in ("transformer", "text_encoder_2"):
+        (flux_folder / name / "config.json").write_text('{"quantization_config": {"bits": 4}}')
+    describe(flux_folder, Quantization(components=["transformer", "text_encoder_2"], tool="x"))
+    assert choose("flux", flux_folder) == FluxFolder(path=flux_folder)
+    describe(flux_folder, Quantization(components=["transformer"], tool="x"))
+    told = refusal_of(flux_folder)
+    assert "text_encoder_2 is quantized" in told
+    assert "transformer is quantized" not in told
+
+
+def test_half_a_download_is_never_taken_for_a_model(flux_folder: Path) -> None:
+    (flux_folder / UNFINISHED_FOLDER).mkdir()
+    assert f"half-finished; to go on: python -m gpu_worker prefetch --target {flux_folder}" in refusal_of(
+        flux_folder
+    )
+    (flux_folder / "model_index.json").unlink()
+    assert "half-finished" in refusal_of(flux_folder), "auto draws nothing else instead"
 
 
 def test_choices_cross_the_pipe(tmp_path: Path) -> None:

@@ -8,9 +8,16 @@ import pytest
 from diffusers import FluxPipeline
 
 from gpu_worker import embedded_model
-from gpu_worker.embedded_model import build_embedded_model, discard_embedded_model, embedded_model_folder
+from gpu_worker.digests import check_digests
+from gpu_worker.embedded_model import (
+    RECIPE,
+    build_embedded_model,
+    discard_embedded_model,
+    embedded_model_folder,
+)
 from gpu_worker.engines.embedded import EmbeddedEngine
 from gpu_worker.engines.engine import EngineJob, ModelUnusable, RgbImage
+from gpu_worker.manifest import MANIFEST_NAME, read_manifest
 from gpu_worker.model_store import check_flux_folder
 from proto.messages import ImageParameters
 
@@ -88,6 +95,22 @@ def test_a_damaged_copy_is_built_again(tmp_path: Path) -> None:
     assert digests(folder) == before
     discard_embedded_model(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_changed_byte_and_a_copy_without_a_manifest_are_noticed(tmp_path: Path) -> None:
+    folder = embedded_model_folder(tmp_path)
+    before = digests(folder)
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    assert (manifest.source, manifest.revision) == ("embedded", str(RECIPE))
+    check_digests(folder, manifest, lambda _count: None)
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ModelUnusable, match=r"vae/diffusion_pytorch_model\.safetensors has another SHA-256"):
+        check_digests(folder, manifest, lambda _count: None)
+    (folder / MANIFEST_NAME).unlink()
+    assert embedded_model_folder(tmp_path) == folder
+    assert digests(folder) == before
 
 
 def test_a_missing_device_is_no_reason_to_build_again(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from gpu_worker.engines.engine import (
 )
 from gpu_worker.engines.flux import FluxEngine
 from gpu_worker.events import EngineEvent, EngineExited, EngineFinished, EngineReady
+from gpu_worker.manifest import MANIFEST_NAME
 from gpu_worker.model_store import EngineChoice, FluxFolder
 from proto.messages import ImageParameters, JobPhase, ModelCard
 
@@ -238,7 +239,12 @@ def test_loading_tells_progress_and_the_card_says_what_was_loaded(embedded_folde
 
 @pytest.fixture
 def copied(embedded_folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(embedded_folder, tmp_path / "FLUX.1-dev"))
+    """Without its manifest, which would find all of this before the files are read."""
+    return Path(
+        shutil.copytree(
+            embedded_folder, tmp_path / "FLUX.1-dev", ignore=shutil.ignore_patterns(MANIFEST_NAME)
+        )
+    )
 
 
 def weights(folder: Path, part: str) -> Path:
