@@ -1,6 +1,6 @@
 """`python -m gpu_worker`: a worker, or a command such as `prefetch`.
 
-The engine process imports this module again when it is spawned: nothing is imported here before it is needed.
+The engine process imports this module again when it starts: nothing is imported here before it is needed.
 """
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from proto.sockets import close_context
 from proto.timing import Timing
 
 GONE_LIMIT_S: Final = 5.0
-"""For a killed engine process to be reaped. One that hangs in a driver call may take longer."""
+"""For a killed engine process to end. One that hangs in a driver call may take longer."""
 
 log = structlog.get_logger()
 

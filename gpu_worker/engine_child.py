@@ -3,7 +3,6 @@
 The main thread draws. A second thread listens to the worker, so that a cancel is heard while a step runs.
 """
 
-import ctypes
 import faulthandler
 import io
 import os
@@ -34,12 +33,13 @@ from gpu_worker.engines.error_text import first_line
 from gpu_worker.engines.offline import prepare_environment
 from gpu_worker.events import EngineFailed, EngineFinished, EngineLoading, EngineProgress, EngineReady
 from gpu_worker.model_store import Embedded, EngineChoice, Fake, FluxFolder, check_flux_folder
+from gpu_worker.parent_death import live_no_longer_than
+from gpu_worker.preload_request import PRELOAD_MODULE
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.failures import FailureCode
 from proto.logs import configure_logging, short_id
 from proto.messages import MAX_IMAGE_BYTES, JobPhase
 
-_PR_SET_PDEATHSIG: Final = 1
 _EXIT_ERROR: Final = 1
 _IMPORTED_PERCENT: Final = 15
 _LOADED_PERCENT: Final = 95
@@ -52,29 +52,30 @@ def run_engine(
     child: int,
     choice: EngineChoice,
     options: EngineOptions,
-    parent_pid: int,
+    forkserver_pid: int,
 ) -> None:
-    """The process's whole life. It skips the interpreter's own end, which a broken device can block."""
-    _live_no_longer_than(parent_pid)
+    """The process's whole life. It skips the interpreter's own end, which a broken device can block.
+
+    `forkserver_pid` is this process's parent's.
+    """
+    live_no_longer_than(forkserver_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.enable()
     configure_logging("engine", options.log_level, options.log_format)
-    code = EngineChild(pipe, child).live(choice, options)
+    code = EngineChild(pipe, child).live(choice, options) if _is_prepared(pipe) else EXIT_BAD_CONFIGURATION
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def _live_no_longer_than(parent_pid: int) -> None:
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent_pid:
-        # It died before the kernel was asked to watch it.
-        os._exit(0)
+def _is_prepared(pipe: "Connection[EngineMessage, Command]") -> bool:
+    """Whether the forkserver has done its part; without it this process could outlive its worker."""
+    if PRELOAD_MODULE in sys.modules:
+        return True
+    pipe.send(LastWords(reason=f"the forkserver could not import {PRELOAD_MODULE}", hopeless=True))
+    return False
 
 
 class _Slot:

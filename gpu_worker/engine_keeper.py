@@ -42,7 +42,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Dying:
-    """Killed; it holds its device until it is reaped."""
+    """Killed; it holds its device until it has ended."""
 
     child: int
     failures: int
@@ -147,7 +147,7 @@ class EngineKeeper:
         return self.state.child
 
     def gone(self, reason: str, parameters_digest: bytes | None, now: float) -> float:
-        """It was reaped, with or without a job as for `kill`. Gives the seconds until the next is started."""
+        """It has ended, with or without a job as for `kill`. Gives the seconds until the next is started."""
         if isinstance(self.state, Dying):
             # Its job may have come to an end in the meantime.
             parameters_digest = self.state.parameters_digest

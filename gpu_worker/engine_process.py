@@ -1,17 +1,13 @@
-"""The worker's side of its engine process: starting, feeding, killing and reaping it.
+"""The worker's side of its engine process: having it started, feeding and killing it.
 
 Nothing here ever waits on the event loop: a thread of its own listens to the process, which may be frozen.
 """
 
 import asyncio
 import multiprocessing
-import multiprocessing.connection
-import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from multiprocessing import resource_tracker
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Final, TypeVarTuple, Unpack
@@ -19,14 +15,20 @@ from typing import Final, TypeVarTuple, Unpack
 import structlog
 
 from gpu_worker.engine_child import run_engine
+from gpu_worker.engine_forkserver import ensure_forkserver
 from gpu_worker.engine_pipe import CancelCommand, Command, EngineMessage, EngineOptions, LastWords, RunCommand
 from gpu_worker.engines.engine import EngineJob
 from gpu_worker.engines.error_text import first_line
-from gpu_worker.events import EngineEvent, EngineExited
+from gpu_worker.events import EngineEvent, EngineExited, EngineLoading
 from gpu_worker.model_store import EngineChoice
+from gpu_worker.process_handle import ProcessHandle
 
 _EXIT_GRACE_S: Final = 5.0
-"""How long a process that has closed its pipe may take to end."""
+"""How long a process that has closed its pipe may take to end, and then its exit code to arrive."""
+_KILLED: Final = "killed by SIGKILL"
+_NOT_BY_US: Final = "not by this worker: perhaps for lack of memory"
+_FORKSERVER_GONE: Final = 255
+"""The exit code that multiprocessing gives where the forkserver can no longer tell the true one."""
 
 Ts = TypeVarTuple("Ts")
 
@@ -37,7 +39,7 @@ class EngineProcess:
     """One engine process, from start to end. It is never started again: its successor is another object.
 
     `on_event` is called on the event loop, in the order in which things happened. After a `start()` exactly
-    one `EngineExited` comes, as the last event, when the process has been reaped.
+    one `EngineExited` comes, as the last event, when the process has ended.
     """
 
     def __init__(
@@ -52,42 +54,36 @@ class EngineProcess:
         self._options = options
         self._on_event = on_event
         self._gone = asyncio.Event()
-        self._reaping = threading.Lock()
-        self._reaped = False
+        self._killing = threading.Lock()
+        self._to_kill: ProcessHandle | None = None
+        """The forkserver, then the process, and nothing once that has ended."""
         self._kill_requested = False
-        self._process: BaseProcess | None = None
+        self._pid: int | None = None
         self._pipe: Connection[Command, EngineMessage] | None = None
 
     @property
     def pid(self) -> int | None:
-        return None if self._process is None else self._process.pid
+        """None until it is made: a new forkserver imports the libraries first."""
+        return self._pid
 
     def start(self) -> None:
-        """Start the process. To be called on the event loop, in the main thread."""
+        """Have the process started. To be called on the event loop, in the main thread; returns at once."""
         if threading.current_thread() is not threading.main_thread():
-            # The kernel ties the child's life to the thread that made it.
+            # The kernel ties the forkserver's life to the thread that made it.
             raise RuntimeError("an engine process must be started from the main thread")
         self._loop = asyncio.get_running_loop()
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe(duplex=True)
-        arguments = (theirs, self._child, self._choice, self._options, os.getpid())
-        process = context.Process(
-            target=run_engine, args=arguments, name=f"engine-{self._child}", daemon=True
-        )
+        loading = EngineLoading(child=self._child, activity="importing the libraries", percent=0)
+        self._loop.call_soon(self._on_event, loading)
         try:
-            with _interrupt_blocked():
-                process.start()
+            forkserver = ensure_forkserver(self._choice, self._options)
+            self._pipe, theirs = multiprocessing.get_context("forkserver").Pipe(duplex=True)
         except OSError as error:
-            ours.close()
-            last_words = LastWords(reason=f"cannot start an engine process: {first_line(error)}")
-            self._loop.call_soon(self._end, last_words)
+            self._loop.call_soon(self._end, _cannot_start(error))
             return
-        finally:
-            theirs.close()
-        self._process, self._pipe = process, ours
+        self._to_kill = forkserver
         threading.Thread(
-            target=self._listen,
-            args=(process, process.pid, ours),
+            target=self._follow,
+            args=(forkserver, self._pipe, theirs),
             name=f"engine-{self._child}-listener",
             daemon=True,
         ).start()
@@ -101,11 +97,14 @@ class EngineProcess:
         self._send(CancelCommand(execution_id=execution_id))
 
     def kill(self) -> None:
-        """Kill the process, whatever it does. Harmless if it is dead."""
-        with self._reaping:
-            if self._process is not None and not self._reaped:
+        """Kill the process, whatever it does. Harmless if it is dead.
+
+        One that is not made yet is prevented by killing the forkserver.
+        """
+        with self._killing:
+            if self._to_kill is not None:
                 self._kill_requested = True
-                self._process.kill()
+                self._to_kill.kill()
 
     async def wait_gone(self) -> None:
         """Until `EngineExited` has been delivered."""
@@ -120,17 +119,72 @@ class EngineProcess:
         except OSError as error:
             log.debug("engine process did not take a command", child=self._child, error=first_line(error))
 
-    def _listen(self, process: BaseProcess, pid: int, pipe: "Connection[Command, EngineMessage]") -> None:
-        """In the listener thread: pass on what the process says until it is gone."""
+    def _follow(
+        self,
+        forkserver: ProcessHandle,
+        ours: "Connection[Command, EngineMessage]",
+        theirs: "Connection[EngineMessage, Command]",
+    ) -> None:
+        """In the listener thread: have the process made, and pass on what it says until it is gone."""
+        try:
+            with theirs:
+                process, handle = self._make(forkserver, theirs)
+        except Exception as error:  # noqa: BLE001 - whatever it is, there is no process, and that is its end
+            self._replace(forkserver)
+            words = LastWords(reason=_KILLED) if self._kill_requested else _cannot_start(error)
+        else:
+            last_words = self._listen(process, handle, ours)
+            exit_code = process.exitcode
+            if exit_code in {None, _FORKSERVER_GONE}:
+                self._replace(forkserver)
+            words = last_words or LastWords(reason=self._exit_reason(exit_code))
+        ours.close()
+        self._call(self._end, words)
+
+    def _make(
+        self, forkserver: ProcessHandle, theirs: "Connection[EngineMessage, Command]"
+    ) -> tuple[BaseProcess, ProcessHandle]:
+        """Blocks while a new forkserver imports. Raises `OSError`, `EOFError`: there is no process."""
+        process = multiprocessing.get_context("forkserver").Process(
+            target=run_engine,
+            args=(theirs, self._child, self._choice, self._options, forkserver.pid),
+            name=f"engine-{self._child}",
+            daemon=True,
+        )
+        process.start()
+        if process.pid is None:
+            raise OSError("the forkserver did not tell the pid")
+        self._pid = process.pid
+        handle = ProcessHandle(process.pid)
+        with self._killing:
+            self._to_kill = handle
+            if self._kill_requested:
+                # The forkserver was killed just after it had made the process.
+                handle.kill()
+        return process, handle
+
+    def _listen(
+        self, process: BaseProcess, handle: ProcessHandle, pipe: "Connection[Command, EngineMessage]"
+    ) -> LastWords | None:
+        """Until the process is gone, and its exit code known if it can be."""
         last_words = self._pass_on(pipe)
-        if not multiprocessing.connection.wait([process.sentinel], _EXIT_GRACE_S):
+        if not handle.ends(_EXIT_GRACE_S):
             log.warning(
-                "engine process does not end by itself and is killed", child=self._child, pid=process.pid
+                "engine process does not end by itself and is killed", child=self._child, pid=handle.pid
             )
             self.kill()
-        self._reap(process, pid)
-        pipe.close()
-        self._call(self._end, last_words or LastWords(reason=self._exit_reason(process.exitcode)))
+        handle.ends()
+        with self._killing:
+            self._to_kill = None
+        handle.close()
+        process.join(_EXIT_GRACE_S)
+        return last_words
+
+    def _replace(self, forkserver: ProcessHandle) -> None:
+        """It is dead, frozen or broken: the next process gets a new one."""
+        forkserver.kill()
+        if not forkserver.ends(_EXIT_GRACE_S):
+            log.warning("forkserver does not die", child=self._child, pid=forkserver.pid)
 
     def _pass_on(self, pipe: "Connection[Command, EngineMessage]") -> LastWords | None:
         last_words = None
@@ -147,26 +201,19 @@ class EngineProcess:
             else:
                 self._call(self._on_event, message)
 
-    def _reap(self, process: BaseProcess, pid: int) -> None:
-        try:
-            # Waits without reaping, so that the pid stays valid for a `kill()` in the meantime.
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        except ChildProcessError:
-            log.debug("engine process was reaped elsewhere", child=self._child)
-        with self._reaping:
-            process.join()
-            self._reaped = True
-
     def _exit_reason(self, exit_code: int | None) -> str:
+        if self._kill_requested and exit_code in {None, _FORKSERVER_GONE, -signal.SIGKILL}:
+            return _KILLED
         if exit_code is None:
             return "ended in an unknown way"
+        if exit_code == _FORKSERVER_GONE:
+            return f"its forkserver was killed, {_NOT_BY_US}"
         if exit_code >= 0:
             return f"ended with exit code {exit_code}"
-        name = (
-            signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else f"signal {-exit_code}"
-        )
-        by_others = -exit_code == signal.SIGKILL and not self._kill_requested
-        return f"killed by {name}{', not by this worker: perhaps for lack of memory' if by_others else ''}"
+        if -exit_code == signal.SIGKILL:
+            return f"{_KILLED}, {_NOT_BY_US}"
+        known = -exit_code in set(signal.Signals)
+        return f"killed by {signal.Signals(-exit_code).name if known else f'signal {-exit_code}'}"
 
     def _end(self, words: LastWords) -> None:
         """`words` are the process's own, or what can be said of a silent one."""
@@ -186,13 +233,7 @@ class EngineProcess:
             log.debug("nobody listens to the engine process any more", child=self._child)
 
 
-@contextmanager
-def _interrupt_blocked() -> Iterator[None]:
-    """Ctrl-C reaches the whole process group; a child started in here is deaf to it from the start."""
-    # Before blocking: starting the tracker would unblock the signal again.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _cannot_start(error: Exception) -> LastWords:
+    is_gone = isinstance(error, EOFError | ConnectionError)
+    detail = "its forkserver has ended" if is_gone else first_line(error)
+    return LastWords(reason=f"cannot start an engine process: {detail}")

@@ -76,7 +76,7 @@ class EngineFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineExited:
-    """The process is gone and has been reaped."""
+    """The process is gone."""
 
     child: int
     reason: str

@@ -3,24 +3,19 @@
 import asyncio
 import multiprocessing.context
 import os
-import select
 import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
 
-import psutil
 import pytest
+from samples.watched_engine import CHILD, LIMIT_S, Watched, fake, started
 
+from gpu_worker.engine_forkserver import ensure_forkserver
 from gpu_worker.engine_pipe import EngineOptions
-from gpu_worker.engine_process import EngineProcess
 from gpu_worker.engines.engine import EngineJob
 from gpu_worker.engines.fake import read_fake_image
 from gpu_worker.events import (
-    EngineEvent,
     EngineExited,
     EngineFailed,
     EngineFinished,
@@ -28,80 +23,9 @@ from gpu_worker.events import (
     EngineProgress,
     EngineReady,
 )
-from gpu_worker.model_store import EngineChoice, Fake, FluxFolder
+from gpu_worker.model_store import FluxFolder
 from proto.failures import FailureCode
 from proto.messages import ImageParameters, JobPhase
-
-LIMIT_S = 30.0
-"""For what must happen, however slow this machine is."""
-CHILD = 5
-E = TypeVar("E")
-
-
-def fake(step_s: float = 0.0, load_s: float = 0.0) -> Fake:
-    return Fake(step_s=step_s, load_s=load_s, faults=True)
-
-
-class Watched:
-    """An engine process and all that was heard of it."""
-
-    def __init__(self, choice: EngineChoice) -> None:
-        self.events: list[EngineEvent] = []
-        self._heard = asyncio.Condition()
-        self._notices: set[asyncio.Task[None]] = set()
-        self.process = EngineProcess(CHILD, choice, EngineOptions(), self._hear)
-
-    def _hear(self, event: EngineEvent) -> None:
-        assert asyncio.get_running_loop() is not None
-        self.events.append(event)
-        notice = asyncio.create_task(self._notify())
-        self._notices.add(notice)
-        notice.add_done_callback(self._notices.discard)
-
-    async def _notify(self) -> None:
-        async with self._heard:
-            self._heard.notify_all()
-
-    async def until(self, kind: type[E], fits: Callable[[E], bool] = lambda _event: True) -> E:
-        """The first such event; it may have come already."""
-
-        def found() -> E | None:
-            return next((event for event in self.events if isinstance(event, kind) and fits(event)), None)
-
-        async with asyncio.timeout(LIMIT_S), self._heard:
-            await self._heard.wait_for(lambda: found() is not None)
-        event = found()
-        assert event is not None
-        return event
-
-    async def until_step(self, job: EngineJob, step: int) -> EngineProgress:
-        return await self.until(
-            EngineProgress, lambda event: event.execution_id == job.execution_id and event.step >= step
-        )
-
-    async def until_finished(self, job: EngineJob) -> EngineFinished:
-        return await self.until(EngineFinished, lambda event: event.execution_id == job.execution_id)
-
-    async def until_failed(self, job: EngineJob) -> EngineFailed:
-        return await self.until(EngineFailed, lambda event: event.execution_id == job.execution_id)
-
-    def of(self, job: EngineJob) -> list[EngineEvent]:
-        return [event for event in self.events if getattr(event, "execution_id", None) == job.execution_id]
-
-
-@asynccontextmanager
-async def started(choice: EngineChoice) -> AsyncIterator[Watched]:
-    """A process that was told to start; afterwards it is gone, whatever happened."""
-    watched = Watched(choice)
-    watched.process.start()
-    try:
-        yield watched
-    finally:
-        watched.process.kill()
-        async with asyncio.timeout(LIMIT_S):
-            await watched.process.wait_gone()
-    exits = [event for event in watched.events if isinstance(event, EngineExited)]
-    assert watched.events[-1:] == exits, "one exit, and nothing after it"
 
 
 @asynccontextmanager
@@ -251,8 +175,7 @@ async def test_a_hung_engine_ignores_cancel_and_can_be_killed() -> None:
 
 async def test_a_frozen_process_blocks_nobody_and_can_be_killed() -> None:
     async with ready() as watched:
-        assert watched.process.pid is not None
-        os.kill(watched.process.pid, signal.SIGSTOP)
+        os.kill(await watched.until_made(), signal.SIGSTOP)
         frozen_job = job("x" * 8192)
         watched.process.run(frozen_job)
         watched.process.cancel(frozen_job.execution_id)
@@ -272,14 +195,14 @@ async def test_killed_while_it_loads() -> None:
 
 async def test_interrupts_belong_to_the_worker_and_termination_is_obeyed() -> None:
     async with started(fake()) as watched:
-        assert watched.process.pid is not None
-        os.kill(watched.process.pid, signal.SIGINT)
+        pid = await watched.until_made()
+        os.kill(pid, signal.SIGINT)
         await watched.until(EngineReady)
-        os.kill(watched.process.pid, signal.SIGINT)
+        os.kill(pid, signal.SIGINT)
         wanted = job()
         watched.process.run(wanted)
         await watched.until_finished(wanted)
-        os.kill(watched.process.pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGTERM)
         exited = await watched.until(EngineExited)
         assert exited.reason == "killed by SIGTERM"
 
@@ -288,13 +211,15 @@ async def test_a_process_that_cannot_be_made_is_an_exit(monkeypatch: pytest.Monk
     def refuse(_process: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", refuse)
+    monkeypatch.setattr(multiprocessing.context.ForkServerProcess, "start", refuse)
     async with started(fake()) as watched:
         exited = await watched.until(EngineExited)
         assert "cannot start an engine process: BlockingIOError" in exited.reason
 
 
 async def test_an_unusable_model_is_hopeless(tmp_path: Path) -> None:
+    # One that is made for FLUX would import torch first.
+    ensure_forkserver(fake(), EngineOptions())
     async with started(FluxFolder(path=tmp_path / "nowhere")) as watched:
         exited = await watched.until(EngineExited)
         assert (exited.hopeless, exited.code) == (True, None)
@@ -305,81 +230,3 @@ async def test_it_insists_on_the_main_thread() -> None:
     watched = Watched(fake())
     with pytest.raises(RuntimeError, match="main thread"):
         await asyncio.to_thread(watched.process.start)
-
-
-PARENT = """
-import asyncio, sys
-from gpu_worker.engine_pipe import EngineOptions
-from gpu_worker.engine_process import EngineProcess
-from gpu_worker.engines.engine import EngineJob
-from gpu_worker.events import EngineLoading, EngineProgress, EngineReady
-from gpu_worker.model_store import Fake
-from proto.messages import ImageParameters
-
-moment, prompt = sys.argv[1:]
-
-async def run():
-    parameters = ImageParameters(height=8, width=8, steps=1000, guidance=1.0, seed=1)
-    job = EngineJob(execution_id=bytes(16), job_id=bytes(16), prompt=prompt, parameters=parameters)
-
-    def hear(event):
-        if isinstance(event, EngineReady):
-            engine.run(job)
-        is_loading = isinstance(event, EngineLoading) and event.activity == "pretending to load"
-        is_drawing = isinstance(event, EngineProgress) and event.step == 1
-        if is_loading and moment == "loading" or is_drawing and moment == "drawing":
-            print(engine.pid, flush=True)
-
-    load_s = 600.0 if moment == "loading" else 0.0
-    engine = EngineProcess(1, Fake(step_s=0.01, load_s=load_s, faults=True), EngineOptions(), hear)
-    engine.start()
-    if moment == "starting":
-        print(engine.pid, flush=True)
-    await asyncio.Event().wait()
-
-if __name__ == "__main__":
-    asyncio.run(run())
-"""
-
-
-@pytest.mark.parametrize(
-    ("moment", "prompt", "freeze"),
-    [
-        # The kernel is not yet asked to end it with its worker: it must look by itself.
-        ("starting", "", False),
-        ("loading", "", False),
-        ("loading", "", True),
-        ("drawing", "busy", False),
-        ("drawing", "busy", True),
-        ("drawing", "!hang@2", False),
-        ("drawing", "!hang@2", True),
-    ],
-)
-def test_a_killed_worker_leaves_no_process_behind(
-    tmp_path: Path, moment: str, prompt: str, freeze: bool
-) -> None:
-    script = tmp_path / "parent.py"
-    script.write_text(PARENT)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, script, moment, prompt]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as worker:
-        assert worker.stdout is not None
-        engine_pid = int(worker.stdout.readline())
-        children = [child.pid for child in psutil.Process(worker.pid).children(recursive=True)]
-        exits = [os.pidfd_open(pid) for pid in children]
-        if freeze:
-            os.kill(engine_pid, signal.SIGSTOP)
-        worker.kill()
-    assert engine_pid in children
-    try:
-        assert all(has_ended(exit_) for exit_ in exits)
-    finally:
-        for exit_ in exits:
-            os.close(exit_)
-
-
-def has_ended(pidfd: int) -> bool:
-    """Waits for it."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(LIMIT_S * 1000))

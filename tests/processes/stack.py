@@ -268,11 +268,12 @@ class Component:
         return until(f"{self.name} has an engine process", self._engine_now)
 
     def _engine_now(self) -> psutil.Process | None:
+        """The child of the child that is the forkserver."""
         for child in psutil.Process(self.pid).children():
             try:
-                if "--multiprocessing-fork" in child.cmdline():
-                    return child
-            except psutil.NoSuchProcess:
+                if "multiprocessing.forkserver" in child.cmdline()[-1]:
+                    return next(iter(child.children()), None)
+            except (psutil.NoSuchProcess, IndexError):
                 continue  # It ended while we looked.
         return None
 

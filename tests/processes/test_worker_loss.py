@@ -1,5 +1,6 @@
 """The whole worker is killed, or freezes, in the middle of a job."""
 
+import signal
 from collections.abc import Iterator
 
 import grpc
@@ -99,3 +100,16 @@ def test_a_frozen_worker_alone_gives_unavailable_in_time(stack: Stack) -> None:
     stack.workers["worker-1"].thaw()
     stack.until_state("worker-1", "ready")
     assert content_of(stack.client().draw("after")).prompt_digest == prompt_digest("after")
+
+
+def test_a_killed_worker_takes_frozen_processes_with_it(stack: Stack) -> None:
+    stack.until_state("worker-1", "ready")
+    worker = stack.workers["worker-1"]
+    engine = worker.engine()
+    forkserver = engine.parent()
+    assert forkserver is not None
+    assert forkserver.ppid() == worker.pid
+    for process in (engine, forkserver):
+        process.send_signal(signal.SIGSTOP)
+    worker.kill()
+    until("none of its processes is left", lambda: not processes_of(worker.sessions))

@@ -1,0 +1,53 @@
+"""What the forkserver does before it serves: it ties its life to the worker's and imports the libraries.
+
+multiprocessing imports this module in the forkserver, and nobody else does. Nothing here may use a GPU: its
+context does not survive a fork.
+"""
+
+import gc
+import importlib
+import os
+import sys
+
+from gpu_worker.engines.offline import prepare_environment
+from gpu_worker.parent_death import live_no_longer_than
+from gpu_worker.preload_request import PRELOAD_REQUEST, PreloadRequest
+
+
+def _preload(request: PreloadRequest) -> None:
+    live_no_longer_than(request.worker_pid)
+    prepare_environment(request.cuda_visible_devices)
+    _import_numpy()
+    for module in request.modules:
+        _import(module)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        raise RuntimeError(f"importing {', '.join(request.modules)} has used a GPU: no fork of it could")
+    # What was imported stays: the collector need not look at it again, nor copy its pages by doing so.
+    gc.collect()
+    gc.freeze()
+
+
+def _import_numpy() -> None:
+    """Without the threads that its BLAS, which no engine uses, would start here, before the fork."""
+    variable = "OPENBLAS_NUM_THREADS"
+    wanted = os.environ.get(variable)
+    os.environ[variable] = "1"
+    _import("numpy")
+    # torch has a BLAS of its own, which may be the same.
+    del os.environ[variable]
+    if wanted is not None:
+        os.environ[variable] = wanted
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except Exception:  # noqa: BLE001 - the engine process imports it again, and says what is wrong
+        return
+
+
+_request = os.environ.pop(PRELOAD_REQUEST, None)
+if _request is None:
+    raise SystemExit(f"{__name__}: {PRELOAD_REQUEST} is missing; only a worker's forkserver imports this")
+_preload(PreloadRequest.from_json(_request))
