@@ -57,7 +57,7 @@ def plain_weight_files(component: Path) -> list[WeightFile]:
     names = sorted(set(weight_map.values())) if weight_map is not None else [one]
     if strangers := sorted(set(there) - set(names)):
         raise ModelUnusable(f"{component / strangers[0]}: does not belong to {one}")
-    files = [_read_header(component / name) for name in names]
+    files = [read_header(component / name) for name in names]
     if quantized := [file.path for file in files if file.layout is not None]:
         raise ModelUnusable(f"{quantized[0]}: a 4-bit file under the name of a plain one")
     if weight_map is not None:
@@ -71,7 +71,7 @@ def quantized_weight_files(component: Path) -> list[WeightFile]:
     Raises:
         ModelUnusable: one is of another kind, or of another component; names the file.
     """
-    files = [_read_header(path) for path in sorted(component.glob("*.safetensors"))]
+    files = [read_header(path) for path in sorted(component.glob("*.safetensors"))]
     if not files:
         raise ModelUnusable(f"{component}: no 4-bit file")
     for file in files:
@@ -140,7 +140,8 @@ def _check_index(index: Path, weight_map: dict[str, str], files: Sequence[Weight
         raise ModelUnusable(f"{index}: {problems[0]}{others}")
 
 
-def _read_header(file: Path) -> WeightFile:
+def read_header(file: Path) -> WeightFile:
+    """Raises `ModelUnusable`: it cannot be read; names the file."""
     try:
         with safe_open(file, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no mapping

@@ -22,6 +22,18 @@ def embedded_folder(cache_dir: Path) -> Path:
     return embedded_model_folder(cache_dir)
 
 
+@pytest.fixture(scope="session")
+def quantized_folder(
+    embedded_folder: Path, tmp_path_factory: pytest.TempPathFactory, _one_thread: None
+) -> Path:
+    """The embedded model in 4 bits: not to be changed."""
+    from gpu_worker.quantize import main  # noqa: PLC0415
+
+    target = tmp_path_factory.mktemp("hub") / "embedded-4bit"
+    assert main(["--source", str(embedded_folder), "--target", str(target), "--device", "cpu"]) == 0
+    return target
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
     import torch  # noqa: PLC0415
