@@ -65,7 +65,7 @@ def load_pipeline(folder: Path, how: LoadPlan, on_progress: LoadProgress) -> Flu
         components[large] = load_large(large, folder / large, files[large], to, progress.add)
     for small in _SMALL:
         progress.begin(f"loading {small}")
-        components[small] = _load_small(folder / small, how).to(how.device)
+        components[small] = _load_small(folder / small, how)
         progress.add(_size_bytes(files[small]))
     return _guarded(folder, lambda: _join(folder, components))
 
@@ -138,6 +138,11 @@ def _load_small(path: Path, how: LoadPlan) -> Any:
     ]
     if problems:
         raise ModelUnusable(f"{path}: {'; '.join(problems)}")
+    component.to(how.device)
+    if how.device.type == "cpu":
+        # The libraries leave views of mapped files: one that is cut later would end the process.
+        for tensor in (*component.parameters(), *component.buffers()):
+            tensor.data = tensor.data.clone()
     return component
 
 
