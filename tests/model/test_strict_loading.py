@@ -1,94 +1,34 @@
-"""Model folders that are broken, changed or planted: each is refused by name, and nothing in them runs."""
+"""Plain model folders: as the libraries load them, or refused by name; nothing in them runs."""
 
 import json
-import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import FluxPipeline
-from safetensors.torch import load as load_tensors
+from model_folders import (
+    CPU,
+    change,
+    load,
+    refusal,
+    shard,
+    tensors_of,
+    weights,
+)
 from safetensors.torch import save_file
 
 from gpu_worker.block_layout import METADATA_KEY
 from gpu_worker.engines import strict_loading
-from gpu_worker.engines.engine import ModelUnusable
 from gpu_worker.engines.flux_architecture import empty_model
 from gpu_worker.engines.flux_loading import load_pipeline
 from gpu_worker.engines.load_plan import LoadPlan
 from gpu_worker.engines.load_progress import BytesRead
 from gpu_worker.engines.quantized_linear import QuantizedLinear
 from gpu_worker.engines.weight_files import read_header
-from gpu_worker.manifest import MANIFEST_NAME, Manifest, file_entry, read_manifest, write_manifest
 
-CPU = torch.device("cpu")
 PARTS = ("transformer", "text_encoder_2", "text_encoder", "vae")
-
-
-def load(folder: Path, *, dtype: torch.dtype = torch.float32, expand: bool = False) -> Any:
-    how = LoadPlan(device=CPU, t5_device=CPU, dtype=dtype, expand=expand)
-    return load_pipeline(folder, how, lambda _what, _percent: None)
-
-
-def refusal(folder: Path) -> str:
-    with pytest.raises(ModelUnusable) as refused:
-        load(folder)
-    assert str(folder) in str(refused.value)
-    return str(refused.value)
-
-
-@pytest.fixture
-def plain(embedded_folder: Path, tmp_path: Path) -> Path:
-    folder = Path(shutil.copytree(embedded_folder, tmp_path / "FLUX.1-dev"))
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    return folder
-
-
-@pytest.fixture
-def quantized(quantized_folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(quantized_folder, tmp_path / "FLUX.1-dev-4bit"))
-
-
-def weights(component: Path) -> Path:
-    return next(component.glob("*.safetensors"))
-
-
-def tensors_of(file: Path) -> dict[str, torch.Tensor]:
-    """No views of the file, which is going to be written over."""
-    return load_tensors(file.read_bytes())
-
-
-def sign(folder: Path) -> None:
-    """Let the manifest list the files as they are: then it is the loader that must find what is wrong."""
-    manifest = read_manifest(folder) or Manifest(source="someone/model", revision="abc", files={})
-    paths = (file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST_NAME)
-    files = {file.relative_to(folder).as_posix(): file_entry(file) for file in paths}
-    write_manifest(folder, manifest.model_copy(update={"files": files}))
-
-
-def change(file: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Edit the tensors of a file that keeps its metadata."""
-    tensors, layout = tensors_of(file), read_header(file).layout
-    edit(tensors)
-    metadata = {"format": "pt"} if layout is None else {METADATA_KEY: layout.model_dump_json()}
-    save_file(tensors, file, metadata)
-
-
-def shard(component: Path) -> Path:
-    """Split the component's file as large ones are; the index."""
-    whole, file = tensors_of(weights(component)), weights(component)
-    names, weight_map = sorted(whole), dict[str, str]()
-    for number, part in enumerate((names[::2], names[1::2]), 1):
-        shard_name = f"{file.stem}-{number:05}-of-00002.safetensors"
-        save_file({name: whole[name] for name in part}, component / shard_name, {"format": "pt"})
-        weight_map |= dict.fromkeys(part, shard_name)
-    file.unlink()
-    index = component / f"{file.name}.index.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return index
 
 
 # --- What is right -----------------------------------------------------------------------------
@@ -359,121 +299,3 @@ def test_files_of_which_nobody_knows_which_are_meant(plain: Path) -> None:
 def test_the_configuration_of_another_model(plain: Path, component: str, content: dict[str, Any]) -> None:
     (plain / component / "config.json").write_text(json.dumps(content))
     assert str(plain / component) in refusal(plain)
-
-
-# --- 4-bit folders that are wrong --------------------------------------------------------------
-
-
-LAYER = "transformer_blocks.0.attn.to_q"
-
-
-def relayout(file: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Edit what a 4-bit file says of itself."""
-    layout = read_header(file).layout
-    assert layout is not None
-    content = layout.model_dump()
-    edit(content)
-    save_file(tensors_of(file), file, {METADATA_KEY: json.dumps(content)})
-
-
-@pytest.mark.parametrize(
-    ("edit", "said"),
-    [
-        (lambda tensors: tensors.pop(f"{LAYER}.scale"), f"{LAYER}.scale missing"),
-        (lambda tensors: tensors.pop(f"{LAYER}.qweight"), f"{LAYER}.qweight missing"),
-        (lambda tensors: tensors.pop(f"{LAYER}.bias"), f"{LAYER}.bias missing"),
-        (
-            lambda tensors: tensors.update({f"{LAYER}.weight": torch.ones(64, 64)}),
-            f"{LAYER}.weight unexpected",
-        ),
-        (
-            lambda tensors: tensors.update({f"{LAYER}.zero": torch.ones(64, 2, 1)}),
-            f"{LAYER}.zero of another shape than expected",
-        ),
-        (
-            lambda tensors: tensors.update({f"{LAYER}.qweight": torch.ones(64, 1, 32)}),
-            f"{LAYER}.qweight of a type that is not expected",
-        ),
-        (
-            lambda tensors: tensors.update({f"{LAYER}.scale": torch.ones(64, 1, 1, dtype=torch.uint8)}),
-            f"{LAYER}.scale of a type that is not expected",
-        ),
-    ],
-)
-def test_tensors_must_be_those_of_the_layout(
-    quantized: Path, edit: Callable[[dict[str, torch.Tensor]], object], said: str
-) -> None:
-    change(quantized / "transformer" / "block-000.safetensors", edit)
-    sign(quantized)
-    assert said in refusal(quantized)
-
-
-@pytest.mark.parametrize(
-    ("edit", "said"),
-    [
-        (lambda layout: layout.update(format=2), "not a 4-bit file of this version: format"),
-        (lambda layout: layout.update(packing="rows"), "packing"),
-        (lambda layout: layout.update(group_size=128), "group_size"),
-        (lambda layout: layout.update(more=1), "more"),
-        (lambda layout: layout["layers"].update({"x": {"out_features": -1}}), "layers.x"),
-        (lambda layout: layout.update(component="text_encoder_2"), "belongs to text_encoder_2"),
-        (lambda layout: layout["layers"].pop(LAYER), f"{LAYER}.weight missing"),
-        (
-            lambda layout: layout["layers"].update({"proj_out": layout["layers"][LAYER]}),
-            "proj_out cannot be in 4 bits",
-        ),
-        (
-            lambda layout: layout["layers"][LAYER].update(in_features=128),
-            f"{LAYER} cannot be in 4 bits, or not in this shape",
-        ),
-    ],
-)
-def test_what_a_file_says_of_itself_must_fit(
-    quantized: Path, edit: Callable[[dict[str, Any]], object], said: str
-) -> None:
-    relayout(quantized / "transformer" / "block-000.safetensors", edit)
-    sign(quantized)
-    assert said in refusal(quantized)
-
-
-def test_a_block_that_is_there_twice(quantized: Path) -> None:
-    blocks = quantized / "transformer"
-    shutil.copy(blocks / "block-000.safetensors", blocks / "block-100.safetensors")
-    sign(quantized)
-    assert "is both in block-000.safetensors and in block-100.safetensors" in refusal(quantized)
-
-
-def test_a_block_that_is_missing(quantized: Path) -> None:
-    (quantized / "transformer" / "block-003.safetensors").unlink()
-    sign(quantized)
-    assert re.search(r"single_transformer_blocks\.1\.\S+ and \d+ more missing", refusal(quantized))
-
-
-def test_a_plain_file_among_them(quantized: Path, plain: Path) -> None:
-    shutil.copy(weights(plain / "vae"), quantized / "transformer" / "block-000.safetensors")
-    sign(quantized)
-    assert "block-000.safetensors: not made by" in refusal(quantized)
-
-
-def test_without_a_manifest_four_bits_are_unfinished(quantized: Path) -> None:
-    (quantized / MANIFEST_NAME).unlink()
-    assert "quantize` finishes what it has begun" in refusal(quantized)
-
-
-def test_a_plain_folder_that_is_said_to_be_in_four_bits(plain: Path, quantized: Path) -> None:
-    shutil.copy(quantized / MANIFEST_NAME, plain / MANIFEST_NAME)
-    sign(plain)
-    assert "not made by `python -m gpu_worker quantize`" in refusal(plain)
-
-
-@pytest.mark.parametrize("path", ["transformer/block-001.safetensors", "vae/config.json", "model_index.json"])
-def test_a_file_with_another_digest(quantized: Path, path: str) -> None:
-    content = bytearray((quantized / path).read_bytes())
-    content[-2] ^= 0x20
-    (quantized / path).write_bytes(content)
-    assert path in refusal(quantized)
-
-
-def test_a_listed_file_that_is_missing(quantized: Path) -> None:
-    (quantized / "tokenizer_2" / "tokenizer_config.json").unlink()
-    assert "tokenizer_2/tokenizer_config.json" in refusal(quantized)
