@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer, T5TokenizerFast
 
 from gpu_worker.digests import check_digests
-from gpu_worker.engines.device_errors import is_out_of_memory
+from gpu_worker.engines.device_errors import is_out_of_memory, is_poisoned
 from gpu_worker.engines.engine import LoadProgress, ModelUnusable
 from gpu_worker.engines.error_text import first_line
 from gpu_worker.engines.flux_architecture import LARGE, SECOND_NAMES, LargeComponent, blocks_of, empty_model
@@ -45,7 +45,7 @@ def load_pipeline(folder: Path, how: LoadPlan, on_progress: LoadProgress) -> Flu
 
     Raises:
         ModelUnusable: something is missing, superfluous, of another shape, changed or unreadable; names it.
-        RuntimeError: the model did not fit into memory.
+        RuntimeError: the model did not fit into memory, or the device is broken.
     """
     if not huggingface_hub.constants.HF_HUB_OFFLINE:
         raise RuntimeError("prepare_environment() must run before huggingface_hub is imported")
@@ -156,8 +156,8 @@ def _guarded(path: Path, load: Callable[[], _Loaded]) -> _Loaded:
     try:
         return load()
     except (OSError, ValueError, TypeError, LookupError, ImportError, RuntimeError, SafetensorError) as error:
-        if is_out_of_memory(error):
-            raise
+        if is_out_of_memory(error) or is_poisoned(error):
+            raise  # of the device, not of the files
         raise ModelUnusable(f"{path}: cannot be loaded: {first_line(error)}") from error
 
 

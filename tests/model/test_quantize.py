@@ -7,32 +7,33 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model_folders import BAD, CPU, DONE, contents, load, quantize, shard, sign, tensors_of, weights
+from model_folders import BAD, DONE, contents, load, quantize, shard, sign, tensors_of, weights
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from gpu_worker.engines.engine import EngineJob, RgbImage
 from gpu_worker.engines.flux import FluxEngine
-from gpu_worker.engines.flux_loading import load_pipeline
-from gpu_worker.engines.load_plan import LoadPlan
 from gpu_worker.engines.quantized_linear import QuantizedLinear
 from gpu_worker.engines.weight_files import plain_weight_files, read_header
 from gpu_worker.manifest import MANIFEST_NAME, file_entry, read_manifest
 from gpu_worker.quantizer.hqq_layer import quantize_weight
-from proto.messages import ImageParameters
 
 
 def drawn(
     folder: Path, *, expand: bool = False, seed: int = 1, prompt: str = "a futuristic cityscape"
-) -> RgbImage:
-    engine = FluxEngine(folder, device="cpu", threads=1)
-    engine.load(lambda _what, _percent: None)
-    if expand:
-        how = LoadPlan(device=CPU, t5_device=CPU, dtype=torch.float32, expand=True)
-        engine._loaded = load_pipeline(folder, how, lambda _what, _percent: None), CPU
-    parameters = ImageParameters(height=256, width=256, steps=4, guidance=3.5, seed=seed)
-    wanted = EngineJob(execution_id=b"E" * 16, job_id=b"J" * 16, prompt=prompt, parameters=parameters)
-    return engine.generate(wanted, lambda _phase, _step: None)
+) -> Any:
+    """(256, 256, 3), 0 to 255."""
+    pipeline = load(folder, expand=expand)
+    with torch.inference_mode():
+        images = pipeline(
+            prompt=prompt,
+            height=256,
+            width=256,
+            num_inference_steps=4,
+            max_sequence_length=64,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="np",
+        ).images
+    return 255 * images[0]
 
 
 def quantized_layers(model: Any) -> dict[str, QuantizedLinear]:
@@ -47,9 +48,9 @@ def test_a_picture_from_four_bits_is_close_to_the_plain_one(
 ) -> None:
     """As its weights are random, this model is far more sensitive than a trained one: random noise of the
     same size in the weights (6 to 9 %) changes its pictures as much."""
-    plain = drawn(embedded_folder).astype(int)
+    plain = drawn(embedded_folder)
 
-    def distance(other: RgbImage) -> float:
+    def distance(other: Any) -> float:
         return float(np.abs(other - plain).mean())
 
     quantized = distance(drawn(quantized_folder))
@@ -61,6 +62,12 @@ def test_a_picture_from_four_bits_is_close_to_the_plain_one(
 def test_expanded_draws_the_very_same_picture(quantized_folder: Path) -> None:
     """The dequantized weights are the same numbers, whenever it is done."""
     assert (drawn(quantized_folder, expand=True) == drawn(quantized_folder)).all()
+
+
+def test_the_engine_takes_it_like_any_other_folder(quantized_folder: Path) -> None:
+    engine = FluxEngine(quantized_folder, device="cpu", threads=1)
+    assert engine.load(lambda _what, _percent: None).engine == "flux"
+    engine.warm_up()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

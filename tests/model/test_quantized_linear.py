@@ -94,6 +94,25 @@ def test_optimizing_helps_and_the_error_is_that_of_four_bits() -> None:
     assert 0.05 < best < fast < 0.1
 
 
+@pytest.mark.parametrize("optimized", [False, True])
+def test_slices_of_a_large_layer_are_one_layer(optimized: bool) -> None:
+    torch.manual_seed(2)
+    weight = torch.randn(1500, 256)
+    layer = quantize_weight(weight, optimized=optimized)
+    halves = [quantize_weight(half, optimized=optimized) for half in (weight[:1024], weight[1024:])]
+    assert torch.equal(layer.dequantized(), torch.cat([half.dequantized() for half in halves]))
+    # Each slice searches for itself; hqq's whole layer is no better.
+    whole = hqq_layer(as_linear(weight), optimized=optimized).dequantize()
+    error = torch.linalg.norm(weight - whole) / torch.linalg.norm(weight)
+    assert relative_error(layer, weight) == pytest.approx(float(error), rel=2e-3)
+
+
+def as_linear(weight: torch.Tensor) -> nn.Linear:
+    plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    plain.weight.data = weight
+    return plain
+
+
 @pytest.mark.parametrize("weight", [torch.zeros(4, 64), torch.full((4, 64), 0.25), torch.eye(64)])
 def test_flat_weights(weight: torch.Tensor) -> None:
     layer = quantize_weight(weight, optimized=True)

@@ -1,7 +1,9 @@
 """Plain model folders: as the libraries load them, or refused by name; nothing in them runs."""
 
+import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,13 @@ from model_folders import (
 from safetensors.torch import save_file
 
 from gpu_worker.block_layout import METADATA_KEY
-from gpu_worker.engines import strict_loading
-from gpu_worker.engines.flux_architecture import empty_model
+from gpu_worker.engines import flux_loading, strict_loading
+from gpu_worker.engines.flux_architecture import LargeComponent, empty_model
 from gpu_worker.engines.flux_loading import load_pipeline
 from gpu_worker.engines.load_plan import LoadPlan
 from gpu_worker.engines.load_progress import BytesRead
 from gpu_worker.engines.quantized_linear import QuantizedLinear
+from gpu_worker.engines.strict_loading import Destination
 from gpu_worker.engines.weight_files import read_header
 
 PARTS = ("transformer", "text_encoder_2", "text_encoder", "vae")
@@ -110,9 +113,46 @@ def test_each_layer_is_expanded_before_the_next_one_is_read(
     model = empty_model("transformer", quantized / "transformer")
     monkeypatch.setattr(QuantizedLinear, "expanded", counting)
     files = [read_header(path) for path in sorted((quantized / "transformer").glob("*.safetensors"))]
-    to = strict_loading.Destination(device=CPU, dtype=torch.float32, expand=True)
+    to = Destination(device=CPU, dtype=torch.float32, expand=True)
     strict_loading.fill(model, files, {}, to, lambda _count: None)
     assert alive == [0] * 40
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("CUDA error: unspecified"),
+    ],
+)
+def test_what_the_device_cannot_do_is_no_fault_of_the_files(
+    plain: Path, error: RuntimeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(flux_loading, "fill", failing)
+    with pytest.raises(type(error)) as caught:
+        load(plain)
+    assert caught.value is error
+
+
+def test_each_model_goes_where_the_plan_wants_it(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places: dict[str, torch.device] = {}
+    load_large = flux_loading.load_large
+
+    def placing(
+        name: LargeComponent, folder: Path, files: Any, to: Destination, on_bytes: Callable[[int], None]
+    ) -> Any:
+        places[name] = to.device
+        return load_large(name, folder, files, dataclasses.replace(to, device=CPU), on_bytes)
+
+    monkeypatch.setattr(flux_loading, "load_large", placing)
+    gpu = torch.device("cuda", 0)
+    for device, t5_device in [(CPU, gpu), (CPU, CPU)]:
+        how = LoadPlan(device=device, t5_device=t5_device, dtype=torch.float32, expand=False)
+        load_pipeline(plain, how, lambda _what, _percent: None)
+        assert places == {"transformer": device, "text_encoder_2": t5_device}
 
 
 def test_progress_counts_the_bytes_that_are_checked_and_loaded(quantized: Path) -> None:
