@@ -45,31 +45,19 @@ def faults(
     instead. `quantizable`: the layers that may be in 4 bits.
     """
     found = {name: tensor for file in files for name, tensor in file.tensors.items()}
-    shapes = _quantized_shapes(files)
-    foreign = [
-        name
-        for name, (out_features, in_features) in shapes.items()
-        if (linear := quantizable.get(name)) is None
-        or (linear.out_features, linear.in_features) != (out_features, in_features)
-    ]
-    wanted = _wanted(model, shapes.keys() - set(foreign), second_names)
-    optional = {
-        second: wanted[first] for second, first in second_names.items() if second in found and first in wanted
-    }
-    present = found.keys() | {first for second, first in second_names.items() if second in found}
-    common = {name: wanted.get(name) or optional[name] for name in found if name in wanted | optional}
+    foreign = _foreign(files, quantizable)
+    wanted = _wanted(model, _quantized_shapes(files).keys() - set(foreign), second_names)
+    renamed = {second: first for second, first in second_names.items() if second in found}
+    allowed = wanted | {second: wanted[first] for second, first in renamed.items() if first in wanted}
+    common = found.keys() & allowed.keys()
+    reshaped = (name for name in common if found[name].shape != allowed[name].shape)
+    retyped = (name for name in common if found[name].dtype not in allowed[name].dtypes)
     return [
         *listed("cannot be in 4 bits, or not in this shape", foreign),
-        *listed("missing", wanted.keys() - present),
-        *listed("unexpected", found.keys() - common.keys()),
-        *listed(
-            "of another shape than expected",
-            (name for name, tensor in common.items() if found[name].shape != tensor.shape),
-        ),
-        *listed(
-            "of a type that is not expected",
-            (name for name, tensor in common.items() if found[name].dtype not in tensor.dtypes),
-        ),
+        *listed("missing", wanted.keys() - found.keys() - set(renamed.values())),
+        *listed("unexpected", found.keys() - allowed.keys()),
+        *listed("of another shape than expected", reshaped),
+        *listed("of a type that is not expected", retyped),
         *stored_twice(files)[:1],
     ]
 
@@ -107,6 +95,15 @@ def fill(
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if left := [name for name, tensor in tensors.items() if tensor.is_meta]:
         raise ValueError(f"{left[0]} was not loaded")
+
+
+def _foreign(files: Sequence[WeightFile], quantizable: Mapping[str, nn.Linear]) -> list[str]:
+    """The layers that are said to be in 4 bits, and cannot be."""
+    return [
+        name
+        for name, shape in _quantized_shapes(files).items()
+        if (linear := quantizable.get(name)) is None or (linear.out_features, linear.in_features) != shape
+    ]
 
 
 def _wanted(
