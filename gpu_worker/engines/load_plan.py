@@ -1,4 +1,4 @@
-"""Where a pipeline's weights go, and in which form."""
+"""Where the parts of a pipeline are to lie, and in which type."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,12 @@ import torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadPlan:
+    """How a folder becomes a pipeline."""
+
     device: torch.device
-    """For the transformer, CLIP and the VAE."""
+    """Of the transformer, CLIP and the VAE."""
     t5_device: torch.device
     dtype: torch.dtype
-    """Of the weights, and of 4-bit ones once they are dequantized."""
+    """Of all weights but those that stay in 4 bits."""
     expand: bool
-    """4-bit weights become plain ones while they load; without a meaning for plain files."""
+    """4-bit weights become plain ones of `dtype`, layer by layer while they load."""
