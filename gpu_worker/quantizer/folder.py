@@ -27,7 +27,7 @@ _LOG_INTERVAL_S: Final = 30.0
 
 
 def quantize_folder(source: Source, target: Path, method: Method) -> Report:
-    """Make `target`, or go on with it.
+    """Make `target`, or go on with it, unless `is_finished`.
 
     Raises:
         ModelUnusable: source or target cannot be used, or the disk is too small.
@@ -36,7 +36,7 @@ def quantize_folder(source: Source, target: Path, method: Method) -> Report:
     pieces = {component: pieces_of(source, component) for component in LARGE}
     every_piece = [piece for component in LARGE for piece in pieces[component]]
     made = quantization(optimized=method.optimized)
-    with claimed(target, source.folder):
+    with claimed(target):
         require_space(target, source, every_piece)
         if source.manifest is not None:
             total_bytes = sum(entry.size_bytes for entry in source.manifest.files.values())

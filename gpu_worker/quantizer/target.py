@@ -38,8 +38,9 @@ def is_finished(target: Path, source: Source, wanted: Quantization) -> bool:
     """Whether this very folder was made from this source before.
 
     Raises:
-        ModelUnusable: it is a finished folder, but another one.
+        ModelUnusable: it is a finished folder, but another one, or the source itself.
     """
+    _require_apart(target.resolve(), source.folder.resolve())
     manifest = read_manifest(target) if target.is_dir() else None
     if manifest is None:
         return False
@@ -55,14 +56,13 @@ def is_finished(target: Path, source: Source, wanted: Quantization) -> bool:
 
 
 @contextmanager
-def claimed(target: Path, source: Path) -> Iterator[None]:
+def claimed(target: Path) -> Iterator[None]:
     """The target is ours alone in here. What is left after an error is gone on with by the next run.
 
     Raises:
         ModelUnusable: it holds something else, or another process is at work on it.
         OSError: it cannot be written.
     """
-    _require_apart(target.resolve(), source.resolve())
     if target.exists() and not target.is_dir():
         raise ModelUnusable(f"{target.absolute()}: is a file; a new or empty folder is expected")
     there = sorted(entry.name for entry in target.iterdir()) if target.is_dir() else []

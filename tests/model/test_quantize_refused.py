@@ -107,7 +107,7 @@ def test_targets_that_are_refused(
 
 
 def test_two_at_once(embedded_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with target.claimed(tmp_path / "made", embedded_folder):
+    with target.claimed(tmp_path / "made"):
         assert quantize(embedded_folder, tmp_path / "made", "--fast") == BAD
     assert "another process is quantizing into it" in capsys.readouterr().err
     assert quantize(embedded_folder, tmp_path / "made", "--fast") == DONE
