@@ -30,7 +30,11 @@ _MARGIN_BYTES: Final = 64 * 1024 * 1024
 
 
 def quantization(*, optimized: bool) -> Quantization:
-    made_by = f"flux-server {metadata.version('flux-server')}, hqq {hqq_version()}"
+    try:
+        version = metadata.version("flux-server")
+    except metadata.PackageNotFoundError:
+        version = "from source"
+    made_by = f"flux-server {version}, hqq {hqq_version()}"
     return Quantization(components=list(LARGE), tool=made_by if optimized else f"{made_by}, not optimized")
 
 

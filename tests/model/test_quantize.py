@@ -1,6 +1,7 @@
 """`python -m gpu_worker quantize` on the embedded model, which is a FLUX model like any other."""
 
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gpu_worker.engines.flux import FluxEngine
 from gpu_worker.engines.quantized_linear import QuantizedLinear
 from gpu_worker.engines.weight_files import plain_weight_files, read_header
 from gpu_worker.manifest import MANIFEST_NAME, file_entry, read_manifest
+from gpu_worker.quantizer import target
 from gpu_worker.quantizer.hqq_layer import quantize_weight
 
 
@@ -216,3 +218,13 @@ def test_the_files_say_what_they_are(quantized_folder: Path) -> None:
     assert (layout.component, layout.block) == ("transformer", "single_transformer_blocks.0")
     with safe_open(quantized_folder / "transformer" / "block-002.safetensors", framework="pt") as opened:
         assert list(opened.metadata()) == ["flux-server-4bit"], "their order would not always be the same"
+
+
+def test_run_from_a_source_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_installed(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(metadata, "version", not_installed)
+        patched.setattr(target, "hqq_version", lambda: "0.2.8")
+        assert target.quantization(optimized=True).tool == "flux-server from source, hqq 0.2.8"
