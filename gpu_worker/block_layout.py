@@ -32,12 +32,6 @@ class LayerLayout(_Part):
     relative_error: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """Norm of the difference to the bfloat16 weight, through the norm of that weight."""
 
-    @property
-    def stored_bytes(self) -> int:
-        """Without its bias: half a byte a weight, and two bfloat16 numbers a group."""
-        weights = self.out_features * self.in_features
-        return weights // 2 + 4 * (weights // GROUP_SIZE)
-
 
 class BlockOrigin(_Part):
     """What the file was made from. The same origin gives the same bytes on the same kind of device."""

@@ -16,7 +16,8 @@ from gpu_worker.engines.quantized_linear import QuantizedLinear, packed
 
 _SLICE_WEIGHTS: Final = {"cpu": 1 << 18, "cuda": 1 << 24}
 """How many are quantized at a time. hqq works in nine copies of them in float32: on a CPU these should fit
-its caches (five times as fast as whole layers, with the same error), on a GPU they keep it busy."""
+its caches (five times as fast as whole layers, with the same error), on a GPU, where it
+was not measured, they should keep it busy."""
 
 
 def hqq_version() -> str | None:
