@@ -13,6 +13,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "requirements"
 COMPILED_FROM = {
     "broker": ["proto", "broker"],
     "gpu_worker": ["proto", "gpu_worker"],
+    "quantize": ["proto", "gpu_worker", "quantize"],
     "frontend": ["proto", "frontend"],
     "deploy": ["proto", "broker", "gpu_worker", "frontend", "deploy"],
     "test": ["test"],

@@ -27,12 +27,12 @@ from gpu_worker.engines.engine import (
 )
 from gpu_worker.engines.error_text import first_line
 from gpu_worker.engines.flux_loading import load_pipeline
+from gpu_worker.engines.load_plan import LoadPlan
 from proto.messages import ImageParameters, JobPhase, ModelCard
 
 _PROMPT_TOKENS_MAX: Final = 512
 """The pipeline takes no more for its T5 encoder."""
 _WARM_UP_SIDE: Final = 64
-_MOVING_PERCENT: Final = 85
 _NAME_MAX_CHARACTERS: Final = 128
 
 log = structlog.get_logger()
@@ -56,12 +56,8 @@ class FluxEngine:
         if self._threads is not None:
             torch.set_num_threads(self._threads)
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        pipeline = load_pipeline(
-            self._folder, dtype, lambda what, percent: on_progress(what, percent * _MOVING_PERCENT // 100)
-        )
-        on_progress(f"moving the model to {device}", _MOVING_PERCENT)
-        pipeline.to(device)
-        self._loaded = pipeline, device
+        how = LoadPlan(device=device, t5_device=device, dtype=dtype, expand=False)
+        self._loaded = load_pipeline(self._folder, how, on_progress), device
         return ModelCard(
             engine=self._engine,
             name=self._folder.name[:_NAME_MAX_CHARACTERS],

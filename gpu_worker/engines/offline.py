@@ -1,6 +1,7 @@
 """What torch, transformers and diffusers must find in the environment before they are imported."""
 
 import os
+import sys
 from typing import Final
 
 _ENVIRONMENT: Final = {
@@ -21,5 +22,7 @@ _ENVIRONMENT: Final = {
 def prepare_environment(cuda_visible_devices: str | None = None) -> None:
     """Keep the libraries offline and quiet in this process; limit it to these GPUs unless None."""
     os.environ.update(_ENVIRONMENT)
+    # transformers imports hqq wherever it is installed, which costs seconds. Only the quantizer uses it.
+    sys.modules.setdefault("hqq", None)  # type: ignore[arg-type]
     if cuda_visible_devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = cuda_visible_devices
