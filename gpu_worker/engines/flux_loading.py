@@ -23,6 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 from gpu_worker.engines.device_errors import is_out_of_memory
 from gpu_worker.engines.engine import LoadProgress, ModelUnusable
 from gpu_worker.engines.error_text import first_line
+from gpu_worker.engines.load_plan import LoadPlan
 from gpu_worker.model_store import check_flux_folder
 
 _HARMLESS: Final = {
@@ -37,8 +38,8 @@ _Loaded = TypeVar("_Loaded")
 _LoadComponent = Callable[[Path], tuple[Any, dict[str, Any]]]
 
 
-def load_pipeline(folder: Path, dtype: torch.dtype, on_progress: LoadProgress) -> FluxPipeline:
-    """The pipeline in main memory, with all of its tensors from the folder's files.
+def load_pipeline(folder: Path, how: LoadPlan, on_progress: LoadProgress) -> FluxPipeline:
+    """The pipeline where it is to lie, with all of its tensors from the folder's files.
 
     `on_progress` is called before each component, with the percentage of the weights that is loaded.
 
@@ -53,13 +54,14 @@ def load_pipeline(folder: Path, dtype: torch.dtype, on_progress: LoadProgress) -
     tqdm.set_lock(threading.RLock())
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    loaders = _component_loaders(dtype)
+    loaders = _component_loaders(how.dtype)
     sizes = {name: _weights_size_bytes(folder / name) for name in loaders}
     components: dict[str, Any] = {}
     for name, load in loaders.items():
         done = sum(sizes[finished] for finished in components)
         on_progress(f"loading {name}", 100 * done // max(1, sum(sizes.values())))
-        components[name] = _load_strictly(folder / name, load)
+        device = how.t5_device if name == "text_encoder_2" else how.device
+        components[name] = _load_strictly(folder / name, load).to(device)
     return _guarded(folder, lambda: _join(folder, components))
 
 
