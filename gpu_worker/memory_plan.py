@@ -24,8 +24,8 @@ TILED_DECODE_BYTES: Final = 409 * _MB
 """In tiles of 512 x 512."""
 LARGEST_IMAGE_BYTES: Final = 1024 * 1024 * 256 * 2
 """The VAE's largest tensor. A library may copy a convolution's input and output to another layout."""
-UNPACKING_COPIES: Final = 3
-"""Of a 4-bit layer's plain weights, alive at once while it is unpacked."""
+UNPACKING_COPIES: Final = 2
+"""Of a 4-bit layer's plain weights, alive at once while it is unpacked; its codes go with them."""
 CONTEXT_BYTES: Final = 500 * _MB
 """A process's CUDA context with its kernels; an estimate."""
 GPU_ALLOWANCE_BYTES: Final = 400 * _MB

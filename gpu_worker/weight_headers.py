@@ -76,7 +76,7 @@ def _headers(path: Path) -> Iterator[_Header]:
         try:
             yield from _file_headers(file)
         except (OSError, ValueError, SafetensorError) as error:
-            raise ModelUnusable(f"{path}: cannot be loaded: {file.name}: {first_line(error)}") from error
+            raise ModelUnusable(f"{file}: cannot be read: {first_line(error)}") from error
 
 
 def _file_headers(file: Path) -> Iterator[_Header]:

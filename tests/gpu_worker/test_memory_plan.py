@@ -202,7 +202,7 @@ def test_every_plan_can_be_asked_for() -> None:
 
 
 def test_titles() -> None:
-    assert choose_plan(None, PACKED, card(12)).title(card(12)) == "4bit, VAE in tiles, about 11.7 GB expected"
+    assert choose_plan(None, PACKED, card(12)).title(card(12)) == "4bit, VAE in tiles, about 11.6 GB expected"
     assert choose_plan(None, PLAIN, card(80)).title(card(80)) == "bf16, about 37.3 GB expected"
 
 

@@ -97,7 +97,7 @@ def test_a_broken_file_is_named(folder: Path, content: bytes) -> None:
     (folder / "vae" / "broken.safetensors").write_bytes(content)
     with pytest.raises(ModelUnusable) as refused:
         read_footprint(folder)
-    assert str(refused.value).startswith(f"{folder / 'vae'}: cannot be loaded: broken.safetensors: ")
+    assert str(refused.value).startswith(f"{folder / 'vae' / 'broken.safetensors'}: cannot be read: ")
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"d_model": "64"}', '{"d_model": -1}'])
