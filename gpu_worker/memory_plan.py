@@ -33,6 +33,10 @@ GPU_ALLOWANCE_BYTES: Final = 400 * _MB
 CPU_ALLOWANCE_BYTES: Final = 250 * _MB
 
 
+class PlanUnusable(ModelUnusable):
+    """The device or the folder is not one for the plan; the model itself may be whole."""
+
+
 class MemoryPlan(StrEnum):
     """From the fastest to the slowest, so far as a folder allows them."""
 
@@ -101,7 +105,7 @@ def choose_plan(wanted: MemoryPlan | None, model: ModelFootprint, memory: Device
     """The wanted plan, or for None the fastest that fits into what is free. Tiles only where it takes them.
 
     Raises:
-        ModelUnusable: the device is too small, or the folder no such one; the text says what would do.
+        PlanUnusable: the device is too small, or the folder no such one; the text says what would do.
         NotEnoughFreeMemory: the device is large enough, but others use it.
     """
     if wanted is not None:
@@ -114,7 +118,7 @@ def choose_plan(wanted: MemoryPlan | None, model: ModelFootprint, memory: Device
     need = f"memory plan {smallest.plan} needs about {gigabytes(smallest.expected_peak_bytes)}"
     if smallest.expected_peak_bytes > memory.total_bytes:
         size = f"{memory.device} has {gigabytes(memory.total_bytes)}"
-        raise ModelUnusable(f"{need}, but {size}; {_advice(model, memory)}")
+        raise PlanUnusable(f"{need}, but {size}; {_advice(model, memory)}")
     raise NotEnoughFreeMemory(
         f"{need}; of the {gigabytes(memory.total_bytes)} of {memory.device}"
         f" others use {gigabytes(memory.taken_bytes)} now"
@@ -175,12 +179,12 @@ def _is_free(choice: PlanChoice, memory: DeviceMemory) -> bool:
 
 def _check_folder(wanted: MemoryPlan, model: ModelFootprint) -> None:
     if model.is_packed and wanted is MemoryPlan.BF16:
-        raise ModelUnusable(
+        raise PlanUnusable(
             f"memory plan {wanted} is for plain weights, and the model folder holds 4-bit ones:"
             f" {MemoryPlan.EXPANDED} makes them plain"
         )
     if not model.is_packed and wanted is not MemoryPlan.BF16:
-        raise ModelUnusable(
+        raise PlanUnusable(
             f"memory plan {wanted} is for 4-bit weights, and the model folder holds plain ones:"
             " make a 4-bit folder first, with python -m gpu_worker quantize"
         )

@@ -10,7 +10,7 @@ from gpu_worker.engines.devices import choose_device
 from gpu_worker.engines.engine import LoadProgress, ModelUnusable
 from gpu_worker.engines.flux import FluxEngine
 from gpu_worker.manifest import Manifest
-from gpu_worker.memory_plan import MemoryPlan
+from gpu_worker.memory_plan import MemoryPlan, PlanUnusable
 from proto.messages import ModelCard
 
 log = structlog.get_logger()
@@ -49,6 +49,8 @@ class EmbeddedEngine(FluxEngine):
         self._folder = embedded_model_folder(self._cache_dir)
         try:
             return super().load(on_progress)
+        except PlanUnusable:
+            raise
         except ModelUnusable as error:
             log.warning("embedded model is built again", reason=str(error))
         discard_embedded_model(self._cache_dir)

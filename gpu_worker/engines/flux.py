@@ -3,7 +3,8 @@
 Call `prepare_environment()` before importing this module: it imports torch, transformers and diffusers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -95,8 +96,9 @@ class FluxEngine:
             torch.set_num_threads(self._threads)
         check_flux_folder(self._folder)
         manifest = read_manifest(self._folder)
-        title = device_title(device, self._device_asked_for)
-        memory = device_memory(device, title)
+        with _full_is_temporary(f"device {self._device_asked_for or self._wanted_device}"):
+            title = device_title(device, self._device_asked_for)
+            memory = device_memory(device, title)
         choice = choose_plan(self._wanted_plan, read_footprint(self._folder), memory)
         plan_title = choice.title(memory)
         log.info("memory plan", plan=plan_title, free=gigabytes(memory.free_bytes), device=title)
@@ -116,7 +118,7 @@ class FluxEngine:
     def _carry_out(
         self, choice: PlanChoice, plan_title: str, device: torch.device, on_progress: LoadProgress
     ) -> _Loaded:
-        try:
+        with _full_is_temporary(f"memory plan {plan_title}"):
             pipeline = load_pipeline(self._folder, load_plan(choice.plan, device), on_progress)
             text = TextEncoding(
                 pipeline,
@@ -124,12 +126,6 @@ class FluxEngine:
                 offload_to=device if choice.plan is MemoryPlan.T5_OFFLOADED else None,
                 cache_bytes_max=self._prompt_cache_bytes_max,
             )
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise NotEnoughFreeMemory(
-                f"memory plan {plan_title}: out of memory while loading: {first_line(error)}"
-            ) from error
         if choice.tiled:
             _tile(pipeline.vae)
         return _Loaded(pipeline=pipeline, device=device, text=text, plan_title=plan_title)
@@ -196,6 +192,17 @@ class FluxEngine:
         if self._loaded is None:
             raise RuntimeError("generate() before load()")
         return self._loaded
+
+
+@contextmanager
+def _full_is_temporary(what: str) -> Iterator[None]:
+    """Memory that runs out while loading may be there later."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise NotEnoughFreeMemory(f"{what}: out of memory while loading: {first_line(error)}") from error
 
 
 def load_plan(plan: MemoryPlan, device: torch.device) -> LoadPlan:

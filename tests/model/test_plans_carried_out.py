@@ -9,7 +9,10 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
+from gpu_worker.embedded_model import embedded_model_folder
 from gpu_worker.engines import flux
+from gpu_worker.engines.devices import choose_device, device_memory, device_title
+from gpu_worker.engines.embedded import EmbeddedEngine
 from gpu_worker.engines.engine import (
     EngineJob,
     JobCancelled,
@@ -240,6 +243,14 @@ def test_memory_that_runs_out_while_loading_is_told_with_the_plan(
         load(embedded_folder, monkeypatch, MemoryPlan.PACKED)
 
 
+def test_a_gpu_without_room_for_a_process_is_tried_again(
+    embedded_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flux, "device_memory", Failing(lambda: None, 1))
+    with pytest.raises(NotEnoughFreeMemory, match="device cpu: out of memory while loading"):
+        FluxEngine(embedded_folder, device="cpu").load(lambda _what, _percent: None)
+
+
 # --- Chosen by the engine itself ---------------------------------------------------------------
 
 
@@ -256,6 +267,31 @@ def test_a_plan_for_another_kind_of_folder_is_refused(embedded_folder: Path) -> 
         ModelUnusable, match=r"4bit-t5-cpu is for 4-bit weights.*python -m gpu_worker quantize"
     ):
         engine.load(lambda _what, _percent: None)
+
+
+def test_the_embedded_model_is_not_built_again_for_a_plan_that_is_not_for_it(cache_dir: Path) -> None:
+    built = embedded_model_folder(cache_dir).stat().st_ino
+    engine = EmbeddedEngine(cache_dir, warning="", device="cpu", threads=1, memory_plan=MemoryPlan.PACKED)
+    with pytest.raises(ModelUnusable, match="4bit is for 4-bit weights"):
+        engine.load(lambda _what, _percent: None)
+    assert embedded_model_folder(cache_dir).stat().st_ino == built
+
+
+def test_what_a_gpu_has_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (5, 9))
+    assert device_memory(torch.device("cuda", 0), "cuda:1 (a card)") == DeviceMemory(
+        device="cuda:1 (a card)", total_bytes=9, free_bytes=5, number_bytes=2, is_gpu=True
+    )
+
+
+def test_a_gpu_is_named_as_the_operator_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "a card")
+    gpu = torch.device("cuda", 0)
+    assert device_title(gpu, "cuda:3") == "cuda:3 (a card)"
+    assert device_title(gpu, "auto") == device_title(gpu) == "cuda:0 (a card)"
+    if not torch.cuda.is_available():
+        with pytest.raises(ModelUnusable, match="device cuda:3: torch sees no such GPU"):
+            choose_device("cuda", "cuda:3")
 
 
 @pytest.mark.parametrize(
