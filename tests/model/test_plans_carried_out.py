@@ -1,5 +1,6 @@
 """Memory plans in the engine, through the code that a GPU runs, with the CPU as the device."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from gpu_worker.engines.engine import (
 )
 from gpu_worker.engines.flux import FluxEngine
 from gpu_worker.engines.load_plan import LoadPlan
+from gpu_worker.engines.model_card import quantization_title
 from gpu_worker.engines.text_encoding import OffloadedWeights
+from gpu_worker.manifest import Manifest, Quantization, file_entry, write_manifest
 from gpu_worker.memory_plan import DeviceMemory, MemoryPlan, PlanChoice
 from gpu_worker.model_footprint import ModelFootprint
 from proto.messages import ImageParameters, JobPhase, ModelCard
@@ -317,3 +320,30 @@ def test_a_full_device_and_a_small_one_are_told_apart(
     monkeypatch.setattr(flux, "device_memory", small)
     with pytest.raises(error, match=text):
         FluxEngine(embedded_folder, device="cpu").load(lambda _what, _percent: None)
+
+
+def test_the_card_says_what_the_manifest_says(embedded_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(embedded_folder, tmp_path / "FLUX.1-dev"))
+    engine = FluxEngine(folder, device="cpu", threads=1)
+    without = engine.load(lambda _what, _percent: None)
+    assert without.name == "FLUX.1-dev"
+    assert "no flux-server.json" in without.warning
+
+    files = {str(file.relative_to(folder)): file_entry(file) for file in folder.rglob("*") if file.is_file()}
+    write_manifest(folder, Manifest(source="somebody/FLUX", revision="a" * 40, files=files))
+    card = engine.load(lambda _what, _percent: None)
+    assert (card.name, card.revision, card.quantization) == ("somebody/FLUX", "a" * 40, "")
+    assert "flux-server.json" not in card.warning
+
+
+def test_a_broken_manifest_is_named(embedded_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(embedded_folder, tmp_path / "FLUX.1-dev"))
+    (folder / "flux-server.json").write_text("{}")
+    with pytest.raises(ModelUnusable, match=r"flux-server.json: not a manifest"):
+        FluxEngine(folder, device="cpu").load(lambda _what, _percent: None)
+
+
+def test_how_4_bit_weights_are_told() -> None:
+    stored = Quantization(components=["transformer", "text_encoder_2"], tool="hqq 0.2.8")
+    assert quantization_title(stored) == "hqq 4-bit, groups of 64 (transformer, text_encoder_2)"
+    assert quantization_title(None) == ""
