@@ -26,6 +26,7 @@ from gpu_worker.engines.engine import (
     JobCancelled,
     ModelUnusable,
     NonFiniteImage,
+    NotEnoughFreeMemory,
     OutOfDeviceMemory,
     RgbImage,
 )
@@ -106,6 +107,10 @@ class EngineChild:
             log.error("model unusable", reason=str(error))
             self._say_farewell(LastWords(reason=str(error), hopeless=True))
             return EXIT_BAD_CONFIGURATION
+        except NotEnoughFreeMemory as error:
+            log.error("not enough memory for the model now", reason=str(error))
+            self._say_farewell(LastWords(reason=str(error)))
+            return _EXIT_ERROR
         except EngineBroken as error:
             log.error("engine broken", reason=str(error))
             self._say_farewell(LastWords(reason=first_line(error), code=FailureCode.DEVICE_POISONED))
@@ -172,7 +177,7 @@ class EngineChild:
     def _draw(self, engine: Engine, slot: _Slot) -> EngineFinished | EngineFailed:
         job = slot.job
         started = time.perf_counter()
-        image = engine.generate(job, self._progress_reporter(slot))
+        image = engine.generate(job, self._progress_reporter(slot)).image
         inference_time_s = time.perf_counter() - started
         expected = (job.parameters.height, job.parameters.width, 3)
         if image.shape != expected:
@@ -229,12 +234,27 @@ def make_engine(choice: EngineChoice, options: EngineOptions) -> Engine:
             prepare_environment(options.cuda_visible_devices)
             from gpu_worker.engines.flux import FluxEngine  # noqa: PLC0415
 
-            return FluxEngine(path, device=options.device, threads=options.threads)
+            return FluxEngine(
+                path,
+                device=options.device,
+                device_asked_for=options.device_asked_for,
+                threads=options.threads,
+                memory_plan=options.memory_plan,
+                prompt_cache_bytes_max=options.prompt_cache_bytes_max,
+            )
         case Embedded(cache_dir=cache_dir, warning=warning):
             prepare_environment(options.cuda_visible_devices)
             from gpu_worker.engines.embedded import EmbeddedEngine  # noqa: PLC0415
 
-            return EmbeddedEngine(cache_dir, warning=warning, device=options.device, threads=options.threads)
+            return EmbeddedEngine(
+                cache_dir,
+                warning=warning,
+                device=options.device,
+                device_asked_for=options.device_asked_for,
+                threads=options.threads,
+                memory_plan=options.memory_plan,
+                prompt_cache_bytes_max=options.prompt_cache_bytes_max,
+            )
         case _:
             assert_never(choice)
 

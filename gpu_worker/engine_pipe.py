@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from gpu_worker.engines.engine import EngineJob
 from gpu_worker.events import EngineFailed, EngineFinished, EngineLoading, EngineProgress, EngineReady
+from gpu_worker.memory_plan import MemoryPlan
 from proto.configuration import LogFormat, LogLevel
 from proto.failures import FailureCode
 
@@ -16,11 +17,17 @@ class EngineOptions:
     """How an engine process runs, whatever its engine is."""
 
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N, among the GPUs that the process may see."""
+    device_asked_for: str = ""
+    """The operator's own word for it; empty: the same."""
     threads: int | None = None
     """Of the CPU's arithmetic; None leaves it to the engine."""
     cuda_visible_devices: str | None = None
     """The GPUs that the process may see; None leaves the environment as it is."""
+    memory_plan: MemoryPlan | None = None
+    """None: the fastest that fits."""
+    prompt_cache_bytes_max: int = 0
+    """For the embeddings of prompts, in main memory."""
     log_level: LogLevel = "info"
     log_format: LogFormat = "auto"
 

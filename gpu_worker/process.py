@@ -44,7 +44,7 @@ async def _run(settings: WorkerSettings, choice: EngineChoice) -> int:
         timing=settings.timing,
         limits=settings.session_limits,
         make_engine=make_engine,
-        take_readings=ReadingsTaker(settings.cuda_visible_devices).take,
+        take_readings=ReadingsTaker(settings.own_gpu.visible).take,
     )
 
     def end(signal_name: str) -> None:

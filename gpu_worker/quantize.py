@@ -76,7 +76,7 @@ def _run(settings: QuantizeSettings) -> int:
     import torch  # noqa: PLC0415
 
     from gpu_worker.engines.device_errors import is_out_of_memory  # noqa: PLC0415
-    from gpu_worker.engines.flux import choose_device  # noqa: PLC0415
+    from gpu_worker.engines.devices import choose_device  # noqa: PLC0415
     from gpu_worker.quantizer.block_file import Method  # noqa: PLC0415
     from gpu_worker.quantizer.folder import quantize_folder  # noqa: PLC0415
     from gpu_worker.quantizer.hqq_layer import hqq_version  # noqa: PLC0415

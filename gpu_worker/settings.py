@@ -13,7 +13,9 @@ from pydantic_settings import SettingsConfigDict
 
 from gpu_worker.engine_pipe import EngineOptions
 from gpu_worker.limits import SessionLimits
+from gpu_worker.memory_plan import MemoryPlan, PlanName
 from gpu_worker.model_store import Embedded, EngineChoice, EngineName, Fake, choose_engine
+from gpu_worker.own_gpu import OwnGpu, own_gpu
 from gpu_worker.private_folder import claim_private_folder
 from gpu_worker.readings import device_label
 from proto.configuration import ComponentSettings, LoopbackEndpoint
@@ -92,7 +94,18 @@ class WorkerSettings(ComponentSettings):
     cuda_visible_devices: str | None = Field(
         None,
         validation_alias="cuda_visible_devices",
-        description="numbers or UUIDs of the GPUs that are used and whose readings are reported; unset: all",
+        description="numbers or UUIDs of the GPUs among which --device chooses this worker's; unset: all",
+    )
+    memory_plan: PlanName = Field(
+        "auto",
+        description="what lies where while drawing: bf16 for plain weights; 4bit-expanded, 4bit,"
+        " 4bit-t5-offload or 4bit-t5-cpu for 4-bit ones; auto: the fastest that fits the device",
+    )
+    prompt_cache_bytes_max: int = Field(
+        64 * _MIB,
+        ge=0,
+        le=65536 * _MIB,
+        description="encoded prompts kept in main memory at most, about 4 MiB each for FLUX; 0: none, bytes",
     )
     threads: int = Field(
         0,
@@ -194,11 +207,19 @@ class WorkerSettings(ComponentSettings):
         return choice
 
     @property
+    def own_gpu(self) -> OwnGpu:
+        """What this worker's engine and readings see: two workers on one host have a GPU each."""
+        return own_gpu(self.device, self.cuda_visible_devices)
+
+    @property
     def engine_options(self) -> EngineOptions:
         return EngineOptions(
-            device=self.device,
+            device=self.own_gpu.device,
+            device_asked_for=self.device,
             threads=self.threads or None,
-            cuda_visible_devices=self.cuda_visible_devices,
+            cuda_visible_devices=self.own_gpu.visible,
+            memory_plan=None if self.memory_plan == "auto" else MemoryPlan(self.memory_plan),
+            prompt_cache_bytes_max=self.prompt_cache_bytes_max,
             log_level=self.log_level,
             log_format=self.log_format,
         )

@@ -53,16 +53,29 @@ class ModelUnusable(Exception):
     """The model cannot be loaded, now or later, unless somebody changes something. The text says what."""
 
 
+class NotEnoughFreeMemory(Exception):
+    """The model does not fit into the memory that is free now; it may later. The text says what takes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What an engine made of a job."""
+
+    image: "RgbImage"
+    text_cached: bool = False
+    """The prompt had been encoded before."""
+
+
 class Engine(Protocol):
     """Runs one job at a time. Used from one thread of one process."""
 
     def load(self, on_progress: LoadProgress) -> ModelCard:
-        """Bring the model to the device. Raises `ModelUnusable`."""
+        """Bring the model to the device. Raises `ModelUnusable`, `NotEnoughFreeMemory`."""
 
     def warm_up(self) -> None:
-        """Draw one small image, so that the first job is as fast as the next."""
+        """Draw one image, so that the first job is as fast as the next. Raises `NotEnoughFreeMemory`."""
 
-    def generate(self, job: EngineJob, on_progress: JobProgress) -> RgbImage:
+    def generate(self, job: EngineJob, on_progress: JobProgress) -> Drawing:
         """Draw an image of exactly the size asked for.
 
         Raises:

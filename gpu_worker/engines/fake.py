@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from gpu_worker.engines.engine import (
+    Drawing,
     EngineBroken,
     EngineJob,
     JobProgress,
@@ -116,7 +117,7 @@ class FakeEngine:
     def warm_up(self) -> None:
         pass
 
-    def generate(self, job: EngineJob, on_progress: JobProgress) -> RgbImage:
+    def generate(self, job: EngineJob, on_progress: JobProgress) -> Drawing:
         faults = faults_of(job.prompt) if self._faults else {}
         on_progress(JobPhase.TEXT, 0)
         _suffer(faults, 0)
@@ -127,7 +128,7 @@ class FakeEngine:
             on_progress(JobPhase.STEP, step)
             self._stand_at_gate(step, on_progress)
         on_progress(JobPhase.DECODE, job.parameters.steps)
-        return _paint(job)
+        return Drawing(_paint(job))
 
     def unload(self) -> None:
         pass

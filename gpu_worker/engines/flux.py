@@ -3,8 +3,9 @@
 Call `prepare_environment()` before importing this module: it imports torch, transformers and diffusers.
 """
 
-import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,127 +15,223 @@ import torch
 from diffusers import FluxPipeline
 
 from gpu_worker.engines.device_errors import is_out_of_memory, is_poisoned
+from gpu_worker.engines.devices import (
+    answers,
+    choose_device,
+    device_memory,
+    device_title,
+    free_memory,
+    plain_type,
+)
 from gpu_worker.engines.engine import (
+    Drawing,
     EngineBroken,
     EngineJob,
     JobCancelled,
     JobProgress,
     LoadProgress,
-    ModelUnusable,
     NonFiniteImage,
+    NotEnoughFreeMemory,
     OutOfDeviceMemory,
     RgbImage,
 )
 from gpu_worker.engines.error_text import first_line
 from gpu_worker.engines.flux_loading import load_pipeline
 from gpu_worker.engines.load_plan import LoadPlan
+from gpu_worker.engines.model_card import NO_MANIFEST, library_versions, model_name, quantization_title
+from gpu_worker.engines.text_encoding import TextEncoding
+from gpu_worker.manifest import Manifest, read_manifest
+from gpu_worker.memory_plan import MemoryPlan, PlanChoice, choose_plan, gigabytes
+from gpu_worker.model_store import check_flux_folder
+from gpu_worker.weight_headers import read_footprint
 from proto.messages import ImageParameters, JobPhase, ModelCard
 
-_PROMPT_TOKENS_MAX: Final = 512
-"""The pipeline takes no more for its T5 encoder."""
-_WARM_UP_SIDE: Final = 64
-_NAME_MAX_CHARACTERS: Final = 128
+_SMALL_SIDE: Final = 64
+_LARGEST_SIDE: Final = 1024
+"""Of the contract."""
+_TILE_SIDE: Final = 512
+"""diffusers' own tiles for this VAE are as large as the largest picture: they would save nothing."""
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loaded:
+    pipeline: FluxPipeline
+    device: torch.device
+    text: TextEncoding
+    plan_title: str
 
 
 class FluxEngine:
     """Draws with the model in `folder`; the same seed gives the same bytes on the same device and threads."""
 
     def __init__(
-        self, folder: Path, *, device: str, threads: int | None = None, engine: str = "flux"
+        self,
+        folder: Path,
+        *,
+        device: str,
+        device_asked_for: str = "",
+        threads: int | None = None,
+        memory_plan: MemoryPlan | None = None,
+        prompt_cache_bytes_max: int = 0,
+        engine: str = "flux",
     ) -> None:
-        """`device` is auto, cpu, cuda or cuda:N; `threads` are the CPU's, None leaves their number."""
+        """`device` is auto, cpu, cuda or cuda:N in this process, `device_asked_for` the operator's word.
+
+        `threads` are the CPU's, None leaves their number; `memory_plan` None chooses one.
+        """
         self._folder = folder
         self._wanted_device = device
+        self._device_asked_for = device_asked_for
         self._threads = threads
+        self._wanted_plan = memory_plan
+        self._prompt_cache_bytes_max = prompt_cache_bytes_max
         self._engine = engine
-        self._loaded: tuple[FluxPipeline, torch.device] | None = None
+        self._loaded: _Loaded | None = None
 
     def load(self, on_progress: LoadProgress) -> ModelCard:
-        device = choose_device(self._wanted_device)
+        device = choose_device(self._wanted_device, self._device_asked_for)
         if self._threads is not None:
             torch.set_num_threads(self._threads)
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        how = LoadPlan(device=device, t5_device=device, dtype=dtype, expand=False)
-        self._loaded = load_pipeline(self._folder, how, on_progress), device
+        check_flux_folder(self._folder)
+        manifest = read_manifest(self._folder)
+        with _full_is_temporary(f"device {self._device_asked_for or self._wanted_device}"):
+            title = device_title(device, self._device_asked_for)
+            memory = device_memory(device, title)
+        choice = choose_plan(self._wanted_plan, read_footprint(self._folder), memory)
+        plan_title = choice.title(memory)
+        log.info("memory plan", plan=plan_title, free=gigabytes(memory.free_bytes), device=title)
+        self._loaded = self._carry_out(choice, plan_title, device, on_progress)
         return ModelCard(
             engine=self._engine,
-            name=self._folder.name[:_NAME_MAX_CHARACTERS],
-            precision="bf16" if dtype is torch.bfloat16 else "fp32",
-            device=device_title(device),
-            warning=self._warning(device),
+            name=model_name(self._folder, manifest),
+            precision="bf16" if plain_type(device) is torch.bfloat16 else "fp32",
+            device=title,
+            warning=self._warning(device, manifest),
+            revision="" if manifest is None else manifest.revision,
+            quantization="" if manifest is None else quantization_title(manifest.quantization),
+            memory_plan=plan_title,
+            versions=library_versions(),
         )
 
-    def _warning(self, _device: torch.device) -> str:
-        return "" if _device.type == "cuda" else "runs on the CPU: expect minutes for a picture"
+    def _carry_out(
+        self, choice: PlanChoice, plan_title: str, device: torch.device, on_progress: LoadProgress
+    ) -> _Loaded:
+        with _full_is_temporary(f"memory plan {plan_title}"):
+            pipeline = load_pipeline(self._folder, load_plan(choice.plan, device), on_progress)
+            text = TextEncoding(
+                pipeline,
+                device=device,
+                offload_to=device if choice.plan is MemoryPlan.T5_OFFLOADED else None,
+                cache_bytes_max=self._prompt_cache_bytes_max,
+            )
+        if choice.tiled:
+            _tile(pipeline.vae)
+        return _Loaded(pipeline=pipeline, device=device, text=text, plan_title=plan_title)
+
+    def _warning(self, device: torch.device, manifest: Manifest | None) -> str:
+        slow = "" if device.type == "cuda" else "runs on the CPU: expect minutes for a picture"
+        return "; ".join(filter(None, (slow, NO_MANIFEST if manifest is None else "")))
 
     def warm_up(self) -> None:
-        size = {"height": _WARM_UP_SIDE, "width": _WARM_UP_SIDE}
-        parameters = ImageParameters(**size, steps=1, guidance=3.5, seed=0)
+        """On a GPU in the largest size: a plan that does not fit must show before the first job."""
+        loaded = self._require_loaded()
+        side = _LARGEST_SIDE if loaded.device.type == "cuda" else _SMALL_SIDE
+        parameters = ImageParameters(height=side, width=side, steps=1, guidance=3.5, seed=0)
         job = EngineJob(execution_id=bytes(16), job_id=bytes(16), prompt="warm-up", parameters=parameters)
-        self.generate(job, lambda _phase, _step: None)
+        try:
+            self.generate(job, lambda _phase, _step: None)
+        except OutOfDeviceMemory as error:
+            raise NotEnoughFreeMemory(
+                f"memory plan {loaded.plan_title}: out of memory in a first image of {side} x {side}: {error}"
+            ) from error
+        if loaded.device.type == "cuda":
+            peak_bytes = torch.cuda.max_memory_reserved(loaded.device)
+            log.info("first image", plan=loaded.plan_title, allocator_peak=gigabytes(peak_bytes))
 
-    def generate(self, job: EngineJob, on_progress: JobProgress) -> RgbImage:
-        """As `Engine.generate`; an error that it does not name concerns this job only."""
-        pipeline, device = self._require_loaded()
+    def generate(self, job: EngineJob, on_progress: JobProgress) -> Drawing:
+        """As `Engine.generate`; other errors concern this job only. Where memory runs out it tries twice."""
+        try:
+            return self._try(job, on_progress)
+        except OutOfDeviceMemory as error:
+            log.warning(
+                "out of memory; what could be freed is free, and the job is drawn once more",
+                job_id=job.job_id.hex(),
+                error=str(error),
+            )
+        return self._try(job, on_progress)
+
+    def _try(self, job: EngineJob, on_progress: JobProgress) -> Drawing:
+        loaded = self._require_loaded()
         try:
             with torch.inference_mode():
-                return _draw(pipeline, device, job, on_progress)
+                return _draw(loaded, job, on_progress)
         except (JobCancelled, NonFiniteImage):
             raise
         except Exception as error:
-            failure = _translate(error, device)
+            failure = _translate(error, loaded.device)
             if failure is None:
                 raise
             log.warning("drawing failed", job_id=job.job_id.hex(), error=first_line(error))
         finally:
             # Also what a cancelled loop leaves behind in the pipeline's caches.
-            pipeline.maybe_free_model_hooks()
+            loaded.pipeline.maybe_free_model_hooks()
         # Only here is the traceback gone that kept the failed job's tensors alive.
         if isinstance(failure, OutOfDeviceMemory):
-            _free_memory(device)
+            free_memory(loaded.device)
         raise failure
 
     def unload(self) -> None:
         if self._loaded is not None:
-            _, device = self._loaded
+            device = self._loaded.device
             self._loaded = None
-            _free_memory(device)
+            free_memory(device)
 
-    def _require_loaded(self) -> tuple[FluxPipeline, torch.device]:
+    def _require_loaded(self) -> _Loaded:
         if self._loaded is None:
             raise RuntimeError("generate() before load()")
         return self._loaded
 
 
-def choose_device(wanted: str) -> torch.device:
-    """The device that auto, cpu, cuda or cuda:N means here. Raises `ModelUnusable` if there is none such."""
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted == "cpu" or (wanted == "auto" and gpus == 0):
-        return torch.device("cpu")
-    number = int(wanted.partition(":")[2] or 0)
-    if number >= gpus:
-        built = "" if torch.backends.cuda.is_built() else "; this torch is built without CUDA"
-        raise ModelUnusable(f"device {wanted}: torch sees {gpus} GPUs{built}")
-    return torch.device("cuda", number)
+@contextmanager
+def _full_is_temporary(what: str) -> Iterator[None]:
+    """Memory that runs out while loading may be there later."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise NotEnoughFreeMemory(f"{what}: out of memory while loading: {first_line(error)}") from error
 
 
-def device_title(device: torch.device) -> str:
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+def load_plan(plan: MemoryPlan, device: torch.device) -> LoadPlan:
+    """What the memory plan means for the loading."""
+    return LoadPlan(
+        device=device,
+        t5_device=device if plan.keeps_t5 else torch.device("cpu"),
+        dtype=plain_type(device),
+        expand=plan is MemoryPlan.EXPANDED,
+    )
 
 
-def _draw(pipeline: FluxPipeline, device: torch.device, job: EngineJob, on_progress: JobProgress) -> RgbImage:
-    wanted = job.parameters
+def _tile(vae: Any) -> None:
+    vae.enable_tiling()
+    vae.tile_sample_min_size = _TILE_SIDE
+    vae.tile_latent_min_size = _TILE_SIDE // 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def _draw(loaded: _Loaded, job: EngineJob, on_progress: JobProgress) -> Drawing:
+    pipeline, wanted = loaded.pipeline, job.parameters
     height, width = (
         _rounded_up(size, pipeline.vae_scale_factor * 2) for size in (wanted.height, wanted.width)
     )
     on_progress(JobPhase.TEXT, 0)
-    prompt_embeds, pooled_prompt_embeds = _encode(pipeline, device, job.prompt)
+    text, text_cached = loaded.text.encode(job.prompt)
     on_progress(JobPhase.STEP, 0)
     latents = pipeline(
-        prompt_embeds=prompt_embeds,
-        pooled_prompt_embeds=pooled_prompt_embeds,
+        prompt_embeds=text.prompt_embeds,
+        pooled_prompt_embeds=text.pooled_prompt_embeds,
         height=height,
         width=width,
         num_inference_steps=wanted.steps,
@@ -146,17 +243,8 @@ def _draw(pipeline: FluxPipeline, device: torch.device, job: EngineJob, on_progr
     ).images
     _require_finite(latents, "latents")
     on_progress(JobPhase.DECODE, wanted.steps)
-    return _cropped(_decode(pipeline, latents, height, width), wanted)
-
-
-def _encode(pipeline: FluxPipeline, device: torch.device, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
-    prompt_embeds, pooled_prompt_embeds, _ = pipeline.encode_prompt(
-        prompt=prompt,
-        prompt_2=None,
-        device=device,
-        max_sequence_length=min(_PROMPT_TOKENS_MAX, pipeline.tokenizer_2.model_max_length),
-    )
-    return prompt_embeds, pooled_prompt_embeds
+    image = _cropped(_decode(pipeline, latents, height, width), wanted)
+    return Drawing(image, text_cached=text_cached)
 
 
 def _step_callback(on_progress: JobProgress) -> Callable[..., dict[str, Any]]:
@@ -199,24 +287,6 @@ def _translate(error: Exception, device: torch.device) -> Exception | None:
     """The error in the engine's own words; None if it concerns neither memory nor the device."""
     if is_out_of_memory(error):
         return OutOfDeviceMemory(first_line(error))
-    if is_poisoned(error) or not _answers(device):
+    if is_poisoned(error) or not answers(device):
         return EngineBroken(first_line(error))
     return None
-
-
-def _answers(device: torch.device) -> bool:
-    """Whether the device still works; its errors can come late, under another name."""
-    if device.type != "cuda":
-        return True
-    try:
-        torch.cuda.synchronize(device)
-    except RuntimeError as error:
-        log.error("the device does not answer", device=str(device), error=first_line(error))
-        return False
-    return True
-
-
-def _free_memory(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -35,7 +35,7 @@ def job(prompt: str = "a cat", height: int = 64, width: int = 64, steps: int = 3
 
 def draw(wanted: EngineJob, faults: bool = False) -> bytes:
     engine = FakeEngine(step_s=0, faults=faults)
-    return encode_png(engine.generate(wanted, lambda _phase, _step: None))
+    return encode_png(engine.generate(wanted, lambda _phase, _step: None).image)
 
 
 @given(

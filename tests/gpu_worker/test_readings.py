@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import pytest
 from structlog.testing import capture_logs
 
+from gpu_worker.own_gpu import own_gpu
 from gpu_worker.readings import Nvml, ReadingsTaker, device_label, visible_handles
 from proto.codec import decode, encode
 from proto.messages import Readings, WorkerPhase, WorkerReport
@@ -277,3 +278,19 @@ def test_device_labels(device: str, visible: str | None, label: str) -> None:
 def test_device_labels_without_a_driver() -> None:
     nvml: Nvml = FakeNvml(driver=False)
     assert [device_label(device, None, nvml) for device in ("auto", "cuda:1")] == ["cpu", "gpu1"]
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "expected"),
+    [
+        ("cuda:1", None, ["GPU-11aa-bb"]),
+        ("auto", None, ["GPU-00aa-bb"]),
+        ("cuda:1", "2,0", ["GPU-00aa-bb"]),
+        ("cuda", "GPU-22aa", ["GPU-22aa-bb"]),
+        ("cuda:7", None, []),
+        ("cpu", None, []),
+    ],
+)
+def test_a_worker_reads_its_own_gpu_only(device: str, visible: str | None, expected: list[str]) -> None:
+    readings = ReadingsTaker(own_gpu(device, visible).visible, three_gpus()).take()
+    assert [gpu.uuid for gpu in readings.gpus] == expected

@@ -11,6 +11,7 @@ import pytest
 
 from gpu_worker.engines.engine import ModelUnusable
 from gpu_worker.limits import SessionLimits
+from gpu_worker.memory_plan import MemoryPlan
 from gpu_worker.model_store import Embedded, Fake
 from gpu_worker.settings import WorkerSettings
 from proto.configuration import load_settings
@@ -45,8 +46,31 @@ def test_environment_and_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert settings.engine_choice() == Fake(step_s=0.25, load_s=0.0, faults=True)
     assert settings.worker_id == "rack4.gpu-1"
-    assert settings.engine_options.cuda_visible_devices == "1,0"
+    assert settings.engine_options.cuda_visible_devices == "1", "one GPU for each worker"
     assert settings.session_limits.step_s == 5
+
+
+def test_the_engine_sees_the_gpu_of_this_worker_alone() -> None:
+    settings = load("--device", "cuda:1")
+    options = settings.engine_options
+    assert (options.device, options.device_asked_for, options.cuda_visible_devices) == ("cuda", "cuda:1", "1")
+    assert settings.own_gpu.visible == "1", "of the readings"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], (None, 64 * 1024 * 1024)),
+        (["--memory-plan", "auto", "--prompt-cache-bytes-max", "0"], (None, 0)),
+        (["--memory-plan", "4bit-t5-offload"], (MemoryPlan.T5_OFFLOADED, 64 * 1024 * 1024)),
+        (["--memory-plan", "bf16"], (MemoryPlan.BF16, 64 * 1024 * 1024)),
+    ],
+)
+def test_the_memory_plan_and_the_prompt_cache(
+    arguments: list[str], expected: tuple[MemoryPlan | None, int]
+) -> None:
+    options = load(*arguments).engine_options
+    assert (options.memory_plan, options.prompt_cache_bytes_max) == expected
 
 
 def test_the_bounds_of_a_session() -> None:
@@ -145,6 +169,8 @@ def test_a_model_folder_that_is_named_must_hold_a_model(tmp_path: Path) -> None:
     [
         (["--engine", "flx"], ["--engine (FLUX_WORKER_ENGINE): 'flx'", "'embedded'"]),
         (["--device", "cuda:x"], ["--device", "'cuda:x'", "cuda:N"]),
+        (["--memory-plan", "8bit"], ["--memory-plan", "'8bit'", "auto", "'4bit-t5-offload'"]),
+        (["--prompt-cache-bytes-max", "-1"], ["--prompt-cache-bytes-max", "greater than or equal to 0"]),
         (["--threads", "-1"], ["--threads", "greater than or equal to 0"]),
         (["--worker-id", "a b"], ["--worker-id", "'a b'", "characters"]),
         (["--broker-endpoint", "tcp://10.0.0.1:5561"], ["--broker-endpoint", "this host"]),

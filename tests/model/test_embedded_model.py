@@ -127,7 +127,7 @@ def test_pictures_have_structure_and_depend_on_prompt_and_seed(cache_dir: Path) 
     def draw(prompt: str, seed: int) -> RgbImage:
         parameters = ImageParameters(height=256, width=256, steps=4, guidance=3.5, seed=seed)
         wanted = EngineJob(execution_id=bytes(16), job_id=bytes(16), prompt=prompt, parameters=parameters)
-        return drawing.generate(wanted, lambda _phase, _step: None)
+        return drawing.generate(wanted, lambda _phase, _step: None).image
 
     city, other_seed, cat = (
         draw("a futuristic cityscape", 1),

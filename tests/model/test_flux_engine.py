@@ -69,7 +69,7 @@ def engine(embedded_folder: Path) -> Iterator[FluxEngine]:
 
 def pipeline_of(engine: FluxEngine) -> Any:
     assert engine._loaded is not None
-    return engine._loaded[0]
+    return engine._loaded.pipeline
 
 
 # --- Pictures ----------------------------------------------------------------------------------
@@ -77,23 +77,23 @@ def pipeline_of(engine: FluxEngine) -> Any:
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (17, 500), (1023, 1), (16, 16), (15, 33)])
 def test_exactly_the_size_asked_for(engine: FluxEngine, height: int, width: int) -> None:
-    image = engine.generate(job(height, width), silent)
+    image = engine.generate(job(height, width), silent).image
     assert image.shape == (height, width, 3)
     assert image.dtype == np.uint8
 
 
 def test_the_largest_size(engine: FluxEngine) -> None:
-    assert engine.generate(job(1024, 1024, steps=1), silent).shape == (1024, 1024, 3)
+    assert engine.generate(job(1024, 1024, steps=1), silent).image.shape == (1024, 1024, 3)
 
 
 def test_a_cropped_picture_is_the_middle_of_the_next_multiple(engine: FluxEngine) -> None:
-    whole, cropped = engine.generate(job(64, 48), silent), engine.generate(job(60, 33), silent)
+    whole, cropped = (engine.generate(job(*size), silent).image for size in ((64, 48), (60, 33)))
     assert (whole[2:62, 7:40] == cropped).all()
 
 
 def test_same_seed_same_bytes_and_everything_else_matters(engine: FluxEngine) -> None:
     def drawn(**changes: Any) -> bytes:
-        return engine.generate(job(**changes), silent).tobytes()
+        return engine.generate(job(**changes), silent).image.tobytes()
 
     first = drawn()
     others = [drawn(seed=2), drawn(seed=2**64 - 1), drawn(seed=0), drawn(prompt="a cat"), drawn(prompt="")]
@@ -104,7 +104,7 @@ def test_same_seed_same_bytes_and_everything_else_matters(engine: FluxEngine) ->
 
 def test_prompts_of_all_kinds(engine: FluxEngine) -> None:
     for prompt in ("", " ", "\n", "\x00", "x" * 8192, "猫" * 2000, "\U0001f431", "<|endoftext|></s><pad>"):
-        assert engine.generate(job(prompt=prompt, steps=1), silent).shape == (64, 64, 3)
+        assert engine.generate(job(prompt=prompt, steps=1), silent).image.shape == (64, 64, 3)
 
 
 def test_nothing_is_printed(engine: FluxEngine, capfd: pytest.CaptureFixture[str]) -> None:
@@ -124,7 +124,7 @@ def test_progress_in_order(engine: FluxEngine) -> None:
     "moment", [(JobPhase.TEXT, 0), (JobPhase.STEP, 0), (JobPhase.STEP, 2), (JobPhase.DECODE, 20)]
 )
 def test_cancel_stops_at_once_and_leaves_no_trace(engine: FluxEngine, moment: tuple[JobPhase, int]) -> None:
-    before = engine.generate(job(), silent)
+    before = engine.generate(job(), silent).image
     told: list[tuple[JobPhase, int]] = []
 
     def cancel(phase: JobPhase, step: int) -> None:
@@ -135,7 +135,7 @@ def test_cancel_stops_at_once_and_leaves_no_trace(engine: FluxEngine, moment: tu
     with pytest.raises(JobCancelled):
         engine.generate(job(steps=20, seed=9), cancel)
     assert told[-1] == moment
-    assert (engine.generate(job(), silent) == before).all()
+    assert (engine.generate(job(), silent).image == before).all()
 
 
 # --- What goes wrong while drawing -------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_errors_are_told_apart(
     assert type(caught.value) is expected
     if expected is not type(raised):
         assert caught.value.__context__ is None, "nothing keeps the failed job's tensors alive"
-    assert engine.generate(job(), silent).shape == (64, 64, 3)
+    assert engine.generate(job(), silent).image.shape == (64, 64, 3)
 
 
 def test_accelerator_errors_are_poison() -> None:
@@ -208,7 +208,7 @@ def test_a_model_gone_wrong_is_a_failure_and_no_black_picture(
             engine.generate(job(), silent)
     finally:
         restore()
-    assert engine.generate(job(), silent).std() > 0
+    assert engine.generate(job(), silent).image.std() > 0
 
 
 def test_a_killed_engine_process_would_leave_no_semaphore(engine: FluxEngine) -> None:
@@ -337,7 +337,7 @@ async def test_a_picture_from_the_engine_process(engine: FluxEngine, embedded_fo
         watched.process.kill()
         await watched.process.wait_gone()
     assert isinstance(finished, EngineFinished), finished
-    assert (decoded(bytes(finished.png)) == engine.generate(job(17, 50), silent)).all(), (
+    assert (decoded(bytes(finished.png)) == engine.generate(job(17, 50), silent).image).all(), (
         "same seed, same pixels"
     )
 

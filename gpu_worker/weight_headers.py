@@ -1,0 +1,101 @@
+"""Reads a model's footprint from its folder: configurations and headers of the weights, no weights.
+
+Without torch. The tensors themselves are checked when they are loaded.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import SafetensorError, safe_open
+
+from gpu_worker.engines.engine import ModelUnusable
+from gpu_worker.engines.error_text import first_line
+from gpu_worker.model_footprint import PARAMETERS_PER_BYTE, ComponentFootprint, ModelFootprint
+
+_PACKED_SUFFIX: Final = ".qweight"
+_GROUP_SUFFIXES: Final = (".scale", ".zero")
+_T5_TWICE: Final = ("shared.weight", "encoder.embed_tokens.weight")
+"""One tensor; files hold one of the names or both."""
+
+# Of FLUX.1-dev.
+_TRANSFORMER_WIDTH: Final = 3072
+_T5_WIDTH: Final = 4096
+_VAE_WIDTH: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    name: str
+    elements: int
+
+
+def read_footprint(folder: Path) -> ModelFootprint:
+    """Of a folder that `check_flux_folder` has accepted.
+
+    Raises:
+        ModelUnusable: a file of weights cannot be read; the text names it.
+    """
+    transformer, t5, vae = (_config(folder / name) for name in ("transformer", "text_encoder_2", "vae"))
+    transformer_width = _integer(transformer, "num_attention_heads") * _integer(
+        transformer, "attention_head_dim"
+    )
+    channels = vae.get("block_out_channels")
+    channel = channels[1] if isinstance(channels, list) and len(channels) > 1 else None
+    return ModelFootprint(
+        transformer=_component(folder / "transformer", transformer_width, _TRANSFORMER_WIDTH),
+        t5=_component(folder / "text_encoder_2", _integer(t5, "d_model"), _T5_WIDTH),
+        clip=_component(folder / "text_encoder", _T5_WIDTH, _T5_WIDTH),
+        vae=_component(folder / "vae", channel if isinstance(channel, int) else 0, _VAE_WIDTH),
+    )
+
+
+def _component(path: Path, width: int, reference: int) -> ComponentFootprint:
+    headers = {header.name: header.elements for header in _headers(path)}
+    if all(name in headers for name in _T5_TWICE):
+        del headers[_T5_TWICE[1]]
+    packed = {name: count for name, count in headers.items() if name.endswith(_PACKED_SUFFIX)}
+    layers = {name.removesuffix(_PACKED_SUFFIX) for name in packed}
+    groups = {layer + suffix for layer in layers for suffix in _GROUP_SUFFIXES}
+    plain = sum(count for name, count in headers.items() if name not in packed and name not in groups)
+    return ComponentFootprint(
+        parameters=plain + PARAMETERS_PER_BYTE * sum(packed.values()),
+        packed_bytes=sum(packed.values()),
+        unpacked_elements=plain + sum(headers.get(name, 0) for name in groups),
+        largest_packed=PARAMETERS_PER_BYTE * max(packed.values(), default=0),
+        # A configuration without it is refused when the model is loaded.
+        width=width / reference if width > 0 else 1.0,
+    )
+
+
+def _headers(path: Path) -> Iterator[_Header]:
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            yield from _file_headers(file)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelUnusable(f"{file}: cannot be read: {first_line(error)}") from error
+
+
+def _file_headers(file: Path) -> Iterator[_Header]:
+    # numpy is only how the library is told that no tensors are made.
+    with safe_open(file, framework="np") as weights:
+        for name in weights.keys():  # noqa: SIM118 - it is no mapping
+            yield _Header(name, prod(weights.get_slice(name).get_shape()))
+
+
+def _config(component: Path) -> dict[str, Any]:
+    file = component / "config.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelUnusable(f"{file.absolute()}: cannot be read: {first_line(error)}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _integer(config: dict[str, Any], name: str) -> int:
+    """0 for what is missing or no number."""
+    value = config.get(name)
+    return value if isinstance(value, int) else 0

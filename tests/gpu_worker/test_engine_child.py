@@ -1,0 +1,62 @@
+"""What an engine process says when its model does not come up."""
+
+import threading
+from typing import Any
+
+import pytest
+
+from gpu_worker import engine_child
+from gpu_worker.engine_child import EngineChild
+from gpu_worker.engine_pipe import EngineOptions, LastWords
+from gpu_worker.engines.engine import LoadProgress, ModelUnusable, NotEnoughFreeMemory
+from gpu_worker.engines.fake import FakeEngine
+from gpu_worker.model_store import Fake
+from proto.exit_status import EXIT_BAD_CONFIGURATION
+from proto.messages import ModelCard
+
+
+class SilentWorker:
+    """The pipe to a worker that only listens."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def send(self, message: Any) -> None:
+        self.told.append(message)
+
+    def recv(self) -> Any:
+        threading.Event().wait()
+
+
+class Unloadable(FakeEngine):
+    def __init__(self, error: Exception, *, in_warm_up: bool) -> None:
+        super().__init__(step_s=0, faults=False)
+        self.error, self.in_warm_up = error, in_warm_up
+
+    def load(self, on_progress: LoadProgress) -> ModelCard:
+        if not self.in_warm_up:
+            raise self.error
+        return super().load(on_progress)
+
+    def warm_up(self) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("in_warm_up", [False, True])
+@pytest.mark.parametrize(
+    ("error", "hopeless", "status"),
+    [
+        (ModelUnusable("memory plan bf16 needs about 37.3 GB"), True, EXIT_BAD_CONFIGURATION),
+        (NotEnoughFreeMemory("others use 19.3 GB now"), False, 1),
+    ],
+)
+def test_too_small_is_hopeless_and_too_full_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, hopeless: bool, status: int, in_warm_up: bool
+) -> None:
+    monkeypatch.setattr(
+        engine_child, "make_engine", lambda _choice, _options: Unloadable(error, in_warm_up=in_warm_up)
+    )
+    worker = SilentWorker()
+    code = EngineChild(worker, 1).live(Fake(step_s=0, load_s=0, faults=False), EngineOptions())  # type: ignore[arg-type]
+    assert code == status
+    assert worker.told[-1] == LastWords(reason=str(error), hopeless=hopeless)
