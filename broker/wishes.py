@@ -54,9 +54,9 @@ class WishMaker:
         return execution_id not in self.own_executions
 
     def wishes(self, worker: Worker, doubts: Doubts) -> Wishes:
-        """What is wanted of a worker, given what it last reported."""
+        """What is wanted of a worker, given what it last said."""
         wanted: dict[_Wish, list[bytes]] = {wish: [] for wish in _Wish}
-        for outcome in worker.report.held:
+        for outcome in worker.held.values():
             wish = self._wish_for(outcome, doubts)
             if wish is not None:
                 wanted[wish].append(outcome.execution_id)
@@ -98,12 +98,12 @@ class WishMaker:
             return False
         job = self.jobs.with_key_of(outcome.claim)
         is_fenced = job is not None and job.current_execution is not None
-        return not is_fenced and not self._is_held_elsewhere(outcome.execution_id, outcome.claim)
+        return not is_fenced and not self._is_held_elsewhere(outcome)
 
-    def _is_held_elsewhere(self, execution_id: bytes, claim: JobClaim) -> bool:
+    def _is_held_elsewhere(self, image: HeldOutcome) -> bool:
         """Whether there is another image of this idempotency key that goes first."""
-        others = self.images_of(claim)
-        return bool(others) and precedence(others[0][1]) < (True, execution_id)
+        others = self.images_of(image.claim)
+        return bool(others) and precedence(others[0][1]) < precedence(image)
 
     def images_of(self, claim: JobClaim) -> list[tuple[Worker, HeldOutcome]]:
         """All images of this idempotency key, and where they are; the one that repeats get is the first."""
@@ -114,9 +114,12 @@ class WishMaker:
         return sorted(found, key=lambda entry: precedence(entry[1]))
 
 
-def precedence(image: HeldOutcome) -> tuple[bool, bytes]:
-    """What was given before goes first. Between others any order will do that is always the same."""
-    return (not image.released, image.execution_id)
+def precedence(image: HeldOutcome) -> tuple[bool, bool, bytes]:
+    """What was given before goes first, and what may still come to nothing last.
+
+    Between others any order will do that is always the same.
+    """
+    return (not image.released, image.is_unfinished, image.execution_id)
 
 
 def _may_be_asked_for(claim: JobClaim, doubts: Doubts) -> bool:

@@ -6,7 +6,14 @@ The pipe joins two processes of one program, so Python's own serialization is ri
 from dataclasses import dataclass
 
 from gpu_worker.engines.engine import EngineJob
-from gpu_worker.events import EngineFailed, EngineFinished, EngineLoading, EngineProgress, EngineReady
+from gpu_worker.events import (
+    EngineDrawn,
+    EngineFailed,
+    EngineFinished,
+    EngineLoading,
+    EngineProgress,
+    EngineReady,
+)
 from proto.configuration import LogFormat, LogLevel
 from proto.failures import FailureCode
 
@@ -21,6 +28,10 @@ class EngineOptions:
     """Of the CPU's arithmetic; None leaves it to the engine."""
     cuda_visible_devices: str | None = None
     """The GPUs that the process may see; None leaves the environment as it is."""
+    worker_id: str = ""
+    """For the receipt of each image."""
+    receipt_prompt: bool = True
+    """Whether the prompt is in it."""
     log_level: LogLevel = "info"
     log_format: LogFormat = "auto"
 
@@ -48,4 +59,6 @@ class LastWords:
 
 
 Command = RunCommand | CancelCommand
-EngineMessage = EngineLoading | EngineReady | EngineProgress | EngineFinished | EngineFailed | LastWords
+EngineMessage = (
+    EngineLoading | EngineReady | EngineProgress | EngineDrawn | EngineFinished | EngineFailed | LastWords
+)

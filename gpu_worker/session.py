@@ -2,7 +2,8 @@
 
 Its slot is the truth about what runs (DESIGN.md). It registers by reporting, runs one job at a time in an
 engine process that it replaces when it dies or hangs, and holds each outcome until the broker releases it;
-some images longer, for repeats of their call.
+some images longer, for repeats of their call. The slot ends with the pixels: the PNG is made beside the next
+job.
 """
 
 import dataclasses
@@ -22,10 +23,12 @@ from gpu_worker.actions import (
 )
 from gpu_worker.broker_side import DETAIL_CHARACTERS, BrokerSide
 from gpu_worker.drain import Drain
+from gpu_worker.encoding import Encoding, Encodings
 from gpu_worker.engine_keeper import Dying, EngineKeeper, Ready
 from gpu_worker.engines.engine import EngineJob
 from gpu_worker.events import (
     DrainRequested,
+    EngineDrawn,
     EngineEvent,
     EngineExited,
     EngineFailed,
@@ -41,6 +44,7 @@ from gpu_worker.events import (
 from gpu_worker.limits import SessionLimits
 from gpu_worker.outcomes import EndedExecution, OutcomeStore
 from gpu_worker.slot import Busy, Free, Slot, Stopping, in_engine, slot_deadlines
+from gpu_worker.tally import Tally
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.failures import ENGINE_DEATHS, FailureCode, RefusalReason
 from proto.messages import (
@@ -76,10 +80,12 @@ class Session:
 
     engine: EngineKeeper = field(init=False)
     slot: Slot = field(default_factory=Free)
+    encoding: Encodings = field(default_factory=Encodings)
     held: OutcomeStore = field(init=False)
     broker: BrokerSide = field(init=False)
     drain: Drain | None = None
     """Set while draining."""
+    tally: Tally = field(default_factory=Tally)
     _idle_since: float = field(init=False)
     _ended: deque[bytes] = field(default_factory=lambda: deque(maxlen=REMEMBERED_EXECUTIONS))
     _over: bool = False
@@ -137,6 +143,8 @@ class Session:
             instants.append(expiry)
         if not isinstance(self.engine.state, Dying):
             instants += slot_deadlines(self.slot, self.limits)
+            if (overdue_at := self.encoding.next_deadline()) is not None:
+                instants.append(overdue_at)
         return min(instants)
 
     def _do_what_is_due(self, now: float) -> None:
@@ -144,6 +152,7 @@ class Session:
             return
         self._watch_engine(now)
         self._watch_job(now)
+        self._watch_encoding(now)
         self.held.expire(now)
         if self.drain is not None and now >= self._leaves_at(self.drain):
             self._leave("the time to drain is over" if now >= self.drain.deadline else "drained")
@@ -195,6 +204,7 @@ class Session:
             self.held.keep(execution_id, now)
         for execution_id in view.release:
             self.held.release(execution_id)
+            self._drop_encoding(execution_id, now)
 
     def _reconnect(self, now: float) -> None:
         if self.broker.contact.reconnected(now):
@@ -204,8 +214,17 @@ class Session:
 
     def _report(self, now: float) -> None:
         self.broker.contact.reported(now)
-        draining = self.drain is not None
-        self._send(self.broker.report(self.engine, self.slot, self.held, draining=draining, now=now))
+        self._send(
+            self.broker.report(
+                self.engine,
+                self.slot,
+                self.encoding,
+                self.held,
+                self.tally,
+                draining=self.drain is not None,
+                now=now,
+            )
+        )
 
     def _send(self, message: ToBrokerFromWorker) -> None:
         self._actions.append(SendToBroker(message=message))
@@ -229,6 +248,7 @@ class Session:
             job_id=start.claim.job_id,
             prompt=str(start.body, "utf-8"),
             parameters=start.parameters,
+            attempts=start.claim.attempts,
         )
         self.slot = Busy(
             job=job,
@@ -252,7 +272,8 @@ class Session:
 
     def _is_known(self, execution_id: bytes) -> bool:
         running = not isinstance(self.slot, Free) and self.slot.execution_id == execution_id
-        return running or execution_id in self.held or execution_id in self._ended
+        has_left_it = execution_id in self.encoding or execution_id in self.held
+        return running or has_left_it or execution_id in self._ended
 
     def _is_stale(self, start: Start) -> bool:
         """Meant for another life of this worker, or sent by another life of the broker."""
@@ -268,6 +289,11 @@ class Session:
         return None if isinstance(self.slot, Free) else RefusalReason.WORKER_BUSY
 
     def _cancel(self, execution_id: bytes, code: FailureCode, detail: str, now: float) -> None:
+        encoding = self.encoding.pop(execution_id)
+        if encoding is not None:  # There is nothing to stop: whoever makes the PNG is not listened to.
+            failure = JobFailed(code=code, detail=detail)
+            self._end_execution(encoding.claim, execution_id, failure, b"", now)
+            return
         if not isinstance(self.slot, Busy) or self.slot.execution_id != execution_id:
             return
         self._note("job stops", job_id=self.slot.job.job_id, reason=code.value)
@@ -285,15 +311,25 @@ class Session:
     ) -> None:
         if isinstance(result, JobFailed) and result.code in ENGINE_DEATHS:
             claim = dataclasses.replace(claim, crashes=claim.crashes + 1)
-        self.slot = Free()
-        self._idle_since = now
-        self._ended.append(execution_id)
+        if not isinstance(self.slot, Free) and self.slot.execution_id == execution_id:
+            self.slot = Free()
+        self._remember(execution_id, now)
         ended = EndedExecution(execution_id=execution_id, claim=claim, result=result, png=png)
         self.held.add(ended, now)
         outcome = result.code.value if isinstance(result, JobFailed) else "image"
         self._note("job ended", job_id=claim.job_id, execution_id=execution_id, outcome=outcome)
         self._send(self.broker.outcome(ended))
         self.broker.contact.report_soon(now)
+
+    def _drop_encoding(self, execution_id: bytes, now: float) -> None:
+        """Nobody will ask for this image: it ends without an outcome."""
+        if self.encoding.pop(execution_id) is not None:
+            self._remember(execution_id, now)
+
+    def _remember(self, execution_id: bytes, now: float) -> None:
+        """It is over: a START of it that comes again begins nothing."""
+        self._idle_since = now
+        self._ended.append(execution_id)
 
     # --- The engine ----------------------------------------------------------------------------
 
@@ -308,14 +344,23 @@ class Session:
                 if self.engine.ready(model):
                     self._note("engine ready", model=model.name, child=event.child)
                     self.broker.contact.report_soon(now)
-            case EngineProgress():
-                self._progressed(event, now)
-            case EngineFinished():
-                self._finished(event, now)
-            case EngineFailed(execution_id=execution_id, code=code, detail=detail):
-                self._job_failed(execution_id, JobFailed(code=code, detail=detail[:DETAIL_CHARACTERS]), now)
             case EngineExited():
                 self._engine_gone(event, now)
+            case _:
+                self._from_job(event, now)
+
+    def _from_job(
+        self, event: EngineProgress | EngineDrawn | EngineFinished | EngineFailed, now: float
+    ) -> None:
+        match event:
+            case EngineProgress():
+                self._progressed(event, now)
+            case EngineDrawn():
+                self._drawn(event, now)
+            case EngineFinished():
+                self._finished(event, now)
+            case EngineFailed():
+                self._job_failed(event, now)
             case _:
                 assert_never(event)
 
@@ -323,33 +368,68 @@ class Session:
         if isinstance(self.slot, Busy) and self.slot.execution_id == event.execution_id:
             self.slot = dataclasses.replace(self.slot, phase=event.phase, step=event.step, phase_since=now)
 
+    def _drawn(self, event: EngineDrawn, now: float) -> None:
+        match self.slot:
+            case Busy(job=job, claim=claim) if job.execution_id == event.execution_id:
+                self.encoding.add(
+                    Encoding(
+                        job=job,
+                        claim=claim,
+                        inference_time_s=event.inference_time_s,
+                        model=self.engine.model,
+                        overdue_at=now + self.limits.decode_s,
+                    )
+                )
+                self.slot = Free()
+                self.broker.contact.report_soon(now)
+            case Stopping() as stopping if stopping.execution_id == event.execution_id:
+                self._end_stopped(stopping, now)
+            case _:
+                return
+        self.tally.drawn(text_cached=event.text_cached)
+
     def _finished(self, event: EngineFinished, now: float) -> None:
-        if isinstance(self.slot, Free) or self.slot.execution_id != event.execution_id:
-            return
         self.engine.image_finished()
-        if isinstance(self.slot, Stopping):
-            failure = JobFailed(code=self.slot.code, detail=self.slot.detail)
-            self._end_execution(self.slot.busy.claim, event.execution_id, failure, b"", now)
-        elif len(event.png) > MAX_IMAGE_BYTES:
+        encoding = self.encoding.pop(event.execution_id)
+        if encoding is None:
+            return  # It was cancelled or released meanwhile.
+        claim = encoding.claim
+        if len(event.png) > MAX_IMAGE_BYTES:
             detail = f"a PNG of {len(event.png)} bytes, at most {MAX_IMAGE_BYTES}"
             failure = JobFailed(code=FailureCode.IMAGE_TOO_LARGE, detail=detail)
-            self._end_execution(self.slot.claim, event.execution_id, failure, b"", now)
-        else:
-            image = ImageMade(inference_time_s=event.inference_time_s, seed=self.slot.job.parameters.seed)
-            self._end_execution(self.slot.claim, event.execution_id, image, event.png, now)
+            self._end_execution(claim, event.execution_id, failure, b"", now)
+            return
+        image = ImageMade(
+            inference_time_s=encoding.inference_time_s,
+            seed=encoding.job.parameters.seed,
+            model=encoding.model,
+        )
+        self._end_execution(claim, event.execution_id, image, event.png, now)
 
-    def _job_failed(self, execution_id: bytes, failure: JobFailed, now: float) -> None:
+    def _job_failed(self, event: EngineFailed, now: float) -> None:
+        failure = JobFailed(code=event.code, detail=event.detail[:DETAIL_CHARACTERS])
+        encoding = self.encoding.pop(event.execution_id)
+        if encoding is not None:
+            self._end_execution(encoding.claim, event.execution_id, failure, b"", now)
+            return
         match self.slot:
-            case Busy(claim=claim) if self.slot.execution_id == execution_id:
-                self._end_execution(claim, execution_id, failure, b"", now)
-            case Stopping(busy=busy, code=code, detail=detail) if self.slot.execution_id == execution_id:
-                failure = JobFailed(code=code, detail=detail)
-                self._end_execution(busy.claim, execution_id, failure, b"", now)
+            case Busy(claim=claim) as busy if busy.execution_id == event.execution_id:
+                self._end_execution(claim, event.execution_id, failure, b"", now)
+            case Stopping() as stopping if stopping.execution_id == event.execution_id:
+                self._end_stopped(stopping, now)
             case _:
-                pass
+                return
+        if event.code is FailureCode.OUT_OF_MEMORY:
+            # It has freed what it could, and tried again: what still fills the device goes with the process.
+            self._kill_engine(f"out of memory: {failure.detail}", None)
+
+    def _end_stopped(self, stopping: Stopping, now: float) -> None:
+        failure = JobFailed(code=stopping.code, detail=stopping.detail)
+        self._end_execution(stopping.busy.claim, stopping.execution_id, failure, b"", now)
 
     def _engine_gone(self, event: EngineExited, now: float) -> None:
         busy, reason = in_engine(self.slot), event.reason
+        self._fail_encodings_of_dead_engine(event, now)
         self._fail_job_of_dead_engine(event, now)
         if event.hopeless:
             self._leave(reason, EXIT_BAD_CONFIGURATION)
@@ -375,11 +455,19 @@ class Session:
             case Busy(claim=claim, execution_id=execution_id):
                 code = event.code or FailureCode.ENGINE_CRASHED
                 failure = JobFailed(code=code, detail=event.reason[:DETAIL_CHARACTERS])
-            case Stopping(busy=Busy(claim=claim, execution_id=execution_id), code=code, detail=detail):
-                failure = JobFailed(code=code, detail=detail)
+                self._end_execution(claim, execution_id, failure, b"", now)
+            case Stopping() as stopping:
+                self._end_stopped(stopping, now)
             case Free():
-                return
-        self._end_execution(claim, execution_id, failure, b"", now)
+                pass
+
+    def _fail_encodings_of_dead_engine(self, event: EngineExited, now: float) -> None:
+        """It died on another job, or on none: theirs were drawn."""
+        detail = f"the engine process ended before the PNG was made: {event.reason}"
+        failure = JobFailed(code=FailureCode.WORKER_LOST, detail=detail[:DETAIL_CHARACTERS])
+        for encoding in self.encoding:
+            self.encoding.pop(encoding.job.execution_id)
+            self._end_execution(encoding.claim, encoding.job.execution_id, failure, b"", now)
 
     def _watch_engine(self, now: float) -> None:
         if self.drain is not None:
@@ -389,13 +477,13 @@ class Session:
             self._actions.append(StartEngine(child=child))
             self.broker.contact.report_soon(now)
         elif self.engine.hangs(now):
-            self._kill_engine(f"no progress in loading for {self.limits.load_s:g} s")
+            self._kill_engine(f"no progress in loading for {self.limits.load_s:g} s", None)
 
-    def _kill_engine(self, reason: str) -> None:
-        busy = in_engine(self.slot)
-        child = self.engine.kill(reason, None if busy is None else busy.claim.parameters_digest)
+    def _kill_engine(self, reason: str, blamed: JobClaim | None) -> None:
+        """`blamed`: the job that it is killed on, if it is that job's fault or the device's."""
+        child = self.engine.kill(reason, None if blamed is None else blamed.parameters_digest)
         if child is not None:
-            job_id = None if busy is None else busy.job.job_id
+            job_id = None if blamed is None else blamed.job_id
             self._note("engine process killed", "error", reason=reason, job_id=job_id)
             self._actions.append(KillEngine(child=child, reason=reason))
 
@@ -408,11 +496,20 @@ class Session:
             case Busy(phase=phase) as busy if now >= busy.hung_at(self.limits):
                 detail = f"no progress in phase {phase.value} for {self.limits.of(phase):g} s"
                 self.slot = Stopping(busy, FailureCode.ENGINE_HUNG, detail, now)
-                self._kill_engine(detail)
-            case Stopping() as stopping if now >= stopping.hung_at(self.limits):
-                self._kill_engine(f"did not stop within {now - stopping.since:.1f} s")
+                self._kill_engine(detail, busy.claim)
+            case Stopping(busy=busy) as stopping if now >= stopping.hung_at(self.limits):
+                self._kill_engine(f"did not stop within {now - stopping.since:.1f} s", busy.claim)
             case _:
                 pass
+
+    def _watch_encoding(self, now: float) -> None:
+        overdue = None if isinstance(self.engine.state, Dying) else self.encoding.overdue(now)
+        if overdue is None:
+            return
+        reason = f"no PNG of a finished image for {self.limits.decode_s:g} s"
+        if isinstance(self.slot, Busy):  # What it draws beside that is not to blame.
+            self.slot = Stopping(self.slot, FailureCode.WORKER_LOST, f"engine killed: {reason}", now)
+        self._kill_engine(reason, overdue.claim)
 
     # --- The end -------------------------------------------------------------------------------
 
@@ -421,11 +518,15 @@ class Session:
             self._leave("told twice to end")
             return
         self.drain = Drain(deadline=now + self.timing.drain_s)
-        self._note("worker draining", busy=not isinstance(self.slot, Free), unreleased=self.held.unreleased)
+        self._note("worker draining", busy=not self._is_idle, unreleased=self.held.unreleased)
         self.broker.contact.report_soon(now)
 
+    @property
+    def _is_idle(self) -> bool:
+        return isinstance(self.slot, Free) and not self.encoding
+
     def _leaves_at(self, drain: Drain) -> float:
-        idle_since = self._idle_since if isinstance(self.slot, Free) else None
+        idle_since = self._idle_since if self._is_idle else None
         return drain.leaves_at(
             idle_since, self.held.unreleased, patience_s=2 * self.broker.contact.interval_s
         )
@@ -443,6 +544,12 @@ class Session:
                 f"a job without an engine: {self.engine.state}"
             )
             assert self.slot.execution_id not in self.held, "a job both running and ended"
+            assert self.slot.execution_id not in self.encoding, "a job both running and drawn"
+        if self.encoding and not self._over:
+            assert isinstance(self.engine.state, Ready | Dying), "an image without an engine to finish it"
+        for encoding in self.encoding:
+            assert encoding.job.execution_id not in self.held, "a PNG both being made and finished"
+            assert encoding.job.execution_id not in self._ended, "a PNG made for what has ended"
         if self.engine.is_given_up and self.drain is None:
             assert self._over, "it goes on without hope of an engine"
         self.held.check_invariants()

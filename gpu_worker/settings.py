@@ -150,6 +150,8 @@ class WorkerSettings(ComponentSettings):
         " 0: not at all, s",
     )
 
+    receipt_prompt: bool = Field(True, description="write the prompt into each PNG, beside how it was made")
+
     fake_step_s: float = Field(0.05, ge=0, le=3600, description="fake engine: duration of a step, s")
     fake_load_s: float = Field(0.0, ge=0, le=3600, description="fake engine: duration of loading, s")
     fake_faults: bool = Field(
@@ -195,6 +197,8 @@ class WorkerSettings(ComponentSettings):
             device=self.device,
             threads=self.threads or None,
             cuda_visible_devices=self.cuda_visible_devices,
+            worker_id=self.worker_id,
+            receipt_prompt=self.receipt_prompt,
             log_level=self.log_level,
             log_format=self.log_format,
         )

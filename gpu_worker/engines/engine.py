@@ -31,6 +31,8 @@ class EngineJob:
     job_id: bytes
     prompt: str
     parameters: ImageParameters
+    attempts: int = 1
+    """Executions of the job so far, with this one."""
 
 
 class JobCancelled(Exception):

@@ -20,6 +20,7 @@ from gpu_worker.engine_process import EngineProcess
 from gpu_worker.engines.engine import EngineJob
 from gpu_worker.engines.fake import read_fake_image
 from gpu_worker.events import (
+    EngineDrawn,
     EngineEvent,
     EngineExited,
     EngineFailed,
@@ -137,7 +138,9 @@ async def test_from_loading_to_a_finished_image() -> None:
     content = read_fake_image(bytes(finished.png))
     assert content is not None
     assert (content.execution_id, content.job_id) == (wanted.execution_id, wanted.job_id)
-    assert 0 <= finished.inference_time_s < LIMIT_S
+    drawn = watched.of(wanted)[-2]
+    assert isinstance(drawn, EngineDrawn)
+    assert 0 <= drawn.inference_time_s < LIMIT_S
     assert all(event.child == CHILD for event in watched.events)
 
 

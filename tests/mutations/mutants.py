@@ -159,8 +159,8 @@ MUTANTS: Final = [
         "resubmissions are admitted like new jobs",
         (
             "broker/submissions.py",
-            "        elif submit.accepted or self._runs_unowned(submit.claim):\n",
-            "        elif self._runs_unowned(submit.claim):\n",
+            "        elif submit.accepted or self._has_begun(submit.claim):\n",
+            "        elif self._has_begun(submit.claim):\n",
         ),
     ),
     mutant(
@@ -223,13 +223,29 @@ MUTANTS: Final = [
         "images are released rather than kept",
         (
             "broker/wishes.py",
-            "return not is_fenced and not self._is_held_elsewhere(outcome.execution_id, outcome.claim)\n",
+            "return not is_fenced and not self._is_held_elsewhere(outcome)\n",
             "return False\n",
         ),
     ),
     mutant(
         "ended executions are not remembered",
         ("gpu_worker/session.py", "        self._ended.append(execution_id)\n", ""),
+    ),
+    mutant(
+        "a worker does not list what it makes a PNG of",
+        (
+            "gpu_worker/broker_side.py",
+            "held=(*encoding.listed(), *held.listed())[:MAX_LISTED_OUTCOMES],\n",
+            "held=held.listed(),\n",
+        ),
+    ),
+    mutant(
+        "an engine takes the images with it whose PNG it was making",
+        (
+            "gpu_worker/session.py",
+            "        self._fail_encodings_of_dead_engine(event, now)\n",
+            "        self.encoding = Encodings()\n",
+        ),
     ),
     mutant(
         "an outcome is passed on only once",

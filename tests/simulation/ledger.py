@@ -47,8 +47,10 @@ class Execution:
 
     @property
     def is_running(self) -> bool:
-        """In an engine, in truth."""
-        return self.worker.alive and self.worker.running == self.execution_id
+        """In an engine, in truth: it is drawn, or becomes a PNG."""
+        worker = self.worker
+        is_drawn = worker.running == self.execution_id
+        return worker.alive and (is_drawn or worker.is_encoding(self.execution_id))
 
     @property
     def may_answer(self) -> bool:
