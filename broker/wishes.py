@@ -74,7 +74,7 @@ class WishMaker:
     def goes_on(self, running: RunningExecution, doubts: Doubts) -> bool:
         """Whether what runs for no known job is let run: somebody may ask for its image."""
         is_fenced = (
-            running.execution_id in self.own_executions
+            self._is_ended_here(running, doubts)
             or self.jobs.answered_by(running.claim) is not None
             or bool(self.images_of(running.claim))
         )
@@ -82,7 +82,13 @@ class WishMaker:
 
     def may_be_joined(self, running: RunningExecution, doubts: Doubts) -> bool:
         """The same, once there is the job that asks for it."""
-        return running.execution_id not in self.own_executions and _may_be_asked_for(running.claim, doubts)
+        return not self._is_ended_here(running, doubts) and _may_be_asked_for(running.claim, doubts)
+
+    def _is_ended_here(self, running: RunningExecution, doubts: Doubts) -> bool:
+        """Whether the job that it had at this broker is all that could want it."""
+        # What was adopted since the start may have another call, whose frontend has not spoken yet.
+        may_have_others = doubts.is_rebuilding and running.claim.idempotency_hash is not None
+        return running.execution_id in self.own_executions and not may_have_others
 
     def _wish_for(self, outcome: HeldOutcome, doubts: Doubts) -> _Wish | None:
         job = self.jobs.wanting(outcome.execution_id)

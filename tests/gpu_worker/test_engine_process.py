@@ -240,6 +240,23 @@ async def test_an_unusable_device_ends_the_process_and_says_so() -> None:
     assert all(isinstance(event, EngineProgress) for event in watched.of(poisoned)), "its end is the job's"
 
 
+async def test_what_is_drawn_becomes_a_png_before_the_process_is_done_for() -> None:
+    wanted, too_large, poisoned = job(), job("!oom@1"), job("!poisoned@1")
+    async with ready() as watched:
+        for each in (wanted, too_large):
+            watched.process.run(each)
+        await watched.until_failed(too_large)
+        assert isinstance(watched.of(wanted)[-1], EngineFinished)
+        assert watched.events.index(watched.of(wanted)[-1]) < watched.events.index(
+            watched.of(too_large)[-1]
+        ), "its worker will replace the process"
+        last = job()
+        for each in (last, poisoned):
+            watched.process.run(each)
+        await watched.until(EngineExited)
+        assert isinstance(watched.of(last)[-1], EngineFinished)
+
+
 async def test_a_hung_engine_ignores_cancel_and_can_be_killed() -> None:
     hanging = job("!hang@2")
     async with ready() as watched:

@@ -47,10 +47,12 @@ class Execution:
 
     @property
     def is_running(self) -> bool:
-        """In an engine, in truth: it is drawn, or becomes a PNG."""
-        worker = self.worker
-        is_drawn = worker.running == self.execution_id
-        return worker.alive and (is_drawn or worker.is_encoding(self.execution_id))
+        """In an engine, in truth: it is being drawn, or becomes a PNG."""
+        return self.is_drawing or (self.worker.alive and self.worker.is_encoding(self.execution_id))
+
+    @property
+    def is_drawing(self) -> bool:
+        return self.worker.alive and self.worker.running == self.execution_id
 
     @property
     def may_answer(self) -> bool:
