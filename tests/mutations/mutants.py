@@ -240,14 +240,6 @@ MUTANTS: Final = [
         ),
     ),
     mutant(
-        "an engine takes the images with it whose PNG it was making",
-        (
-            "gpu_worker/session.py",
-            "        self._fail_encodings_of_dead_engine(event, now)\n",
-            "        self.encoding = Encodings()\n",
-        ),
-    ),
-    mutant(
         "an outcome is passed on only once",
         (
             "broker/job_life.py",
