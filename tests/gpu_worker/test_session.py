@@ -7,7 +7,7 @@ from samples.wire import CARD, PARAMETERS, READINGS, claim, identifier
 from gpu_worker.actions import ReconnectToBroker, RunJob, SendToBroker, StartEngine
 from gpu_worker.engines.engine import EngineJob
 from gpu_worker.events import FromBroker, ReadingsTaken, TimerFired
-from gpu_worker.session import REMEMBERED_EXECUTIONS
+from gpu_worker.executions import REMEMBERED_EXECUTIONS
 from proto.failures import FailureCode, RefusalReason
 from proto.messages import (
     MAX_IMAGE_BYTES,

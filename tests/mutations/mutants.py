@@ -53,7 +53,7 @@ MUTANTS: Final = [
     ),
     mutant(
         "worker forgets after sending",
-        ("gpu_worker/session.py", "        self.held.add(ended, now)\n", ""),
+        ("gpu_worker/executions.py", "        self.held.add(ended, now)\n", ""),
     ),
     mutant(
         "no fence",
@@ -90,7 +90,7 @@ MUTANTS: Final = [
     mutant(
         "outcome dropped at the first release",
         (
-            "gpu_worker/session.py",
+            "gpu_worker/executions.py",
             "            self.held.keep(execution_id, now)\n",
             "            self.held.release(execution_id)\n",
         ),
@@ -202,7 +202,7 @@ MUTANTS: Final = [
     mutant(
         "crashes are not counted",
         (
-            "gpu_worker/session.py",
+            "gpu_worker/executions.py",
             "            claim = dataclasses.replace(claim, crashes=claim.crashes + 1)\n",
             "            pass\n",
         ),
@@ -210,7 +210,7 @@ MUTANTS: Final = [
     mutant(
         "a busy worker begins another job",
         (
-            "gpu_worker/session.py",
+            "gpu_worker/executions.py",
             "        return None if isinstance(self.slot, Free) else RefusalReason.WORKER_BUSY\n",
             "        return None\n",
         ),
@@ -229,7 +229,7 @@ MUTANTS: Final = [
     ),
     mutant(
         "ended executions are not remembered",
-        ("gpu_worker/session.py", "        self._ended.append(execution_id)\n", ""),
+        ("gpu_worker/executions.py", "        self._ended.append(execution_id)\n", ""),
     ),
     mutant(
         "a worker does not list what it makes a PNG of",
