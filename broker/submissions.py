@@ -132,14 +132,16 @@ class Submissions:
     def _kept_image(self, claim: JobClaim) -> tuple[Worker, bytes] | None:
         """Where the image for a repeat lies, if it can be had."""
         for worker, image in self._state.images_of(claim):
-            if worker.unreachable_since is None:
+            if worker.unreachable_since is None and not image.is_unfinished:
                 return worker, image.execution_id
         return None
 
     def _has_begun(self, claim: JobClaim) -> bool:
-        """Whether an earlier broker had admitted it, or a call that it repeats: it joins that execution."""
+        """Whether it was admitted before, or a call that it repeats: it joins that execution."""
         if any(self._state.has_execution_of(worker, claim) for worker in self._state.workers):
-            return True  # Its frontend had not heard of it yet.
+            return True  # By an earlier broker, and its frontend had not heard of it yet.
+        if any(worker.unreachable_since is None for worker, _ in self._state.images_of(claim)):
+            return True  # A PNG is being made of what another call has left.
         return any(True for _ in self._unowned_with_key_of(claim))
 
     def _unowned_with_key_of(self, claim: JobClaim) -> Iterator[RunningExecution]:

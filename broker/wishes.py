@@ -54,9 +54,9 @@ class WishMaker:
         return execution_id not in self.own_executions
 
     def wishes(self, worker: Worker, doubts: Doubts) -> Wishes:
-        """What is wanted of a worker, given what it last reported."""
+        """What is wanted of a worker, given what it last said."""
         wanted: dict[_Wish, list[bytes]] = {wish: [] for wish in _Wish}
-        for outcome in worker.report.held:
+        for outcome in worker.held.values():
             wish = self._wish_for(outcome, doubts)
             if wish is not None:
                 wanted[wish].append(outcome.execution_id)
@@ -74,7 +74,7 @@ class WishMaker:
     def goes_on(self, running: RunningExecution, doubts: Doubts) -> bool:
         """Whether what runs for no known job is let run: somebody may ask for its image."""
         is_fenced = (
-            running.execution_id in self.own_executions
+            self._is_ended_here(running, doubts)
             or self.jobs.answered_by(running.claim) is not None
             or bool(self.images_of(running.claim))
         )
@@ -82,7 +82,13 @@ class WishMaker:
 
     def may_be_joined(self, running: RunningExecution, doubts: Doubts) -> bool:
         """The same, once there is the job that asks for it."""
-        return running.execution_id not in self.own_executions and _may_be_asked_for(running.claim, doubts)
+        return not self._is_ended_here(running, doubts) and _may_be_asked_for(running.claim, doubts)
+
+    def _is_ended_here(self, running: RunningExecution, doubts: Doubts) -> bool:
+        """Whether the job that it had at this broker is all that could want it."""
+        # What was adopted since the start may have another call, whose frontend has not spoken yet.
+        may_have_others = doubts.is_rebuilding and running.claim.idempotency_hash is not None
+        return running.execution_id in self.own_executions and not may_have_others
 
     def _wish_for(self, outcome: HeldOutcome, doubts: Doubts) -> _Wish | None:
         job = self.jobs.wanting(outcome.execution_id)
@@ -98,12 +104,12 @@ class WishMaker:
             return False
         job = self.jobs.with_key_of(outcome.claim)
         is_fenced = job is not None and job.current_execution is not None
-        return not is_fenced and not self._is_held_elsewhere(outcome.execution_id, outcome.claim)
+        return not is_fenced and not self._is_held_elsewhere(outcome)
 
-    def _is_held_elsewhere(self, execution_id: bytes, claim: JobClaim) -> bool:
+    def _is_held_elsewhere(self, image: HeldOutcome) -> bool:
         """Whether there is another image of this idempotency key that goes first."""
-        others = self.images_of(claim)
-        return bool(others) and precedence(others[0][1]) < (True, execution_id)
+        others = self.images_of(image.claim)
+        return bool(others) and precedence(others[0][1]) < precedence(image)
 
     def images_of(self, claim: JobClaim) -> list[tuple[Worker, HeldOutcome]]:
         """All images of this idempotency key, and where they are; the one that repeats get is the first."""
@@ -114,9 +120,12 @@ class WishMaker:
         return sorted(found, key=lambda entry: precedence(entry[1]))
 
 
-def precedence(image: HeldOutcome) -> tuple[bool, bytes]:
-    """What was given before goes first. Between others any order will do that is always the same."""
-    return (not image.released, image.execution_id)
+def precedence(image: HeldOutcome) -> tuple[bool, bool, bytes]:
+    """What was given before goes first, and what may still come to nothing last.
+
+    Between others any order will do that is always the same.
+    """
+    return (not image.released, image.is_unfinished, image.execution_id)
 
 
 def _may_be_asked_for(claim: JobClaim, doubts: Doubts) -> bool:

@@ -7,7 +7,7 @@ from broker.job_life import JobLife
 from broker.jobs import Dispatched, Job
 from broker.state import BrokerState
 from broker.workers import MAX_WORKERS, Idle, Offered, Running, Slot, Unclear, Worker
-from proto.failures import ENGINE_DEATHS, RETRYABLE_FAILURES, FailureCode, RefusalReason
+from proto.failures import ENGINE_REPLACED, RETRYABLE_FAILURES, FailureCode, RefusalReason
 from proto.messages import HeldOutcome, JobFailed, Leave, Outcome, Refuse, ToBrokerFromWorker, WorkerReport
 
 _STOPPED_IN_VAIN: Final = JobFailed(code=FailureCode.WORKER_LOST, detail="stopped for another call")
@@ -142,8 +142,10 @@ class WorkerSide:
             worker.heard_at, worker.unreachable_since = now, None
             slot = worker.slot
             if isinstance(slot, Offered | Running) and slot.execution_id == outcome.execution_id:
-                engine_gone = outcome.failure is not None and outcome.failure.code in ENGINE_DEATHS
+                engine_gone = outcome.failure is not None and outcome.failure.code in ENGINE_REPLACED
                 worker.slot = Unclear() if engine_gone else Idle(now)
+        if worker is not None:
+            worker.settle(outcome)
         job = self._state.jobs.wanting(outcome.execution_id)
         if job is None:
             self._count_what_is_not_wanted(outcome)

@@ -1,11 +1,12 @@
 """The workers as the broker knows them: what they last reported, and what was sent to them since."""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
 from broker.jobs import Key, key_of
-from proto.messages import HeldOutcome, JobClaim, RunningExecution, WorkerPhase, WorkerReport
+from proto.messages import HeldOutcome, JobClaim, Outcome, RunningExecution, WorkerPhase, WorkerReport
 
 MAX_WORKERS: Final = 1000
 """Registered at once: with all their readings they fit into one snapshot."""
@@ -77,9 +78,12 @@ class Worker:
         self._read(report)
 
     def _read(self, report: WorkerReport) -> None:
-        self.held = {outcome.execution_id: outcome for outcome in report.held}
+        self._hold(report.held)
+
+    def _hold(self, outcomes: Iterable[HeldOutcome]) -> None:
+        self.held = {outcome.execution_id: outcome for outcome in outcomes}
         self.images, self.by_job = {}, {}
-        for outcome in report.held:
+        for outcome in self.held.values():
             self._index(outcome)
 
     def _index(self, outcome: HeldOutcome) -> None:
@@ -93,6 +97,15 @@ class Worker:
         if outcome.execution_id not in self.held:
             self.held[outcome.execution_id] = outcome
             self._index(outcome)
+
+    def settle(self, outcome: Outcome) -> None:
+        """What it listed while it made a PNG of it has become one, or a failure."""
+        listed = self.held.get(outcome.execution_id)
+        if listed is None or not listed.is_unfinished:
+            return
+        failure = None if outcome.failure is None else outcome.failure.code
+        ended = dataclasses.replace(listed, failure=failure, size_bytes=len(outcome.body))
+        self._hold({**self.held, outcome.execution_id: ended}.values())
 
     @property
     def worker_id(self) -> str:

@@ -25,4 +25,5 @@ with grpc.insecure_channel(address) as channel:
         sys.exit(f"{error.code().name}: {error.details()}")
 
 Path("output.png").write_bytes(response.image_png)
-print(f"output.png: seed {response.seed}, {response.inference_time:.1f} s on the worker")
+print(f"output.png: seed {response.seed}, {response.inference_time:.1f} s on {response.receipt.worker_id}")
+print(f"drawn by {response.receipt.model}, {response.receipt.precision}, {response.receipt.steps} steps")

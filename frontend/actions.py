@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from proto.failures import FailureCode, RefusalReason
-from proto.messages import Body, Snapshot, ToBrokerFromFrontend
+from proto.messages import Body, ModelCard, Snapshot, ToBrokerFromFrontend
 from proto.notes import Note
 
 
@@ -24,6 +24,11 @@ class ImageDelivered:
     png: Body
     inference_time_s: float
     seed: int
+    worker_id: str = ""
+    attempts: int = 0
+    """Executions of the job, with the one that made it."""
+    model: ModelCard | None = None
+    """That drew it, if its worker says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

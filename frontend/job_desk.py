@@ -325,8 +325,14 @@ class JobDesk:
             return  # It was delivered before, or its waiter has left.
         job.count(outcome.attempts, outcome.crashes)
         if outcome.image is not None:
-            image, png = outcome.image, outcome.body
-            end: JobEnd = ImageDelivered(png=png, inference_time_s=image.inference_time_s, seed=image.seed)
+            end: JobEnd = ImageDelivered(
+                png=outcome.body,
+                inference_time_s=outcome.image.inference_time_s,
+                seed=outcome.image.seed,
+                worker_id=outcome.worker_id,
+                attempts=outcome.attempts,
+                model=outcome.image.model,
+            )
         elif outcome.failure is not None:
             failure = outcome.failure
             end = JobGivenUp(code=failure.code, detail=failure.detail, attempts=job.attempts)

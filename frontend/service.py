@@ -18,6 +18,7 @@ from frontend.rpc import Context, OpenCalls, name_job, unary_method
 from frontend.status import metrics_response, service_status
 from frontend.validation import RequestLimits, ValidJob, validate
 from proto.identifiers import new_identifier
+from proto.messages import ImageParameters, ModelCard
 
 SERVICE_NAME: Final = "imagegen.ImageGen"
 SEED_BITS: Final = 64
@@ -68,7 +69,7 @@ class ImageGenService:
         end = await self._cluster.draw(opened)
         match end:
             case ImageDelivered():
-                return encode_answer(end)
+                return encode_answer(end, job.parameters)
             case JobRefused():
                 raise errors.RpcFailed(errors.refused(end))
             case JobGivenUp():
@@ -107,11 +108,28 @@ def draw_seed() -> int:
     return secrets.randbits(SEED_BITS)
 
 
-def encode_answer(image: ImageDelivered) -> bytes:
+def encode_answer(image: ImageDelivered, asked_for: ImageParameters) -> bytes:
     """The encoded `GenerateResponse`, with one copy of the image instead of three."""
-    rest = image_gen_pb2.GenerateResponse(inference_time=image.inference_time_s, seed=image.seed)
+    rest = image_gen_pb2.GenerateResponse(
+        inference_time=image.inference_time_s, seed=image.seed, receipt=receipt_of(image, asked_for)
+    )
     size = _varint(memoryview(image.png).nbytes)
     return b"".join((_IMAGE_PNG_TAG, size, image.png, rest.SerializeToString()))
+
+
+def receipt_of(image: ImageDelivered, asked_for: ImageParameters) -> image_gen_pb2.Receipt:
+    model = image.model or ModelCard(engine="", name="", precision="", device="")
+    return image_gen_pb2.Receipt(
+        steps=asked_for.steps,
+        guidance_scale=asked_for.guidance,
+        model=model.name,
+        revision=model.revision,
+        quantization=model.quantization,
+        precision=model.precision,
+        versions=model.versions,
+        worker_id=image.worker_id,
+        attempts=image.attempts,
+    )
 
 
 def _varint(value: int) -> bytes:

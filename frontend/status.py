@@ -58,6 +58,12 @@ class WorkerStatus:
     gpus: list[GpuStatus]
     engine_restarts: int
     outcomes_shed: int
+    model_revision: str
+    quantization: str
+    memory_plan: str
+    versions: str
+    prompt_cache_hits: int
+    prompt_cache_misses: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +213,12 @@ def _worker_status(row: WorkerRow, picture_age_s: float) -> WorkerStatus:
         gpus=_gpu_statuses(readings) if readings else [],
         engine_restarts=_uint32(report.engine_restarts),
         outcomes_shed=report.outcomes_shed,
+        model_revision=model.revision,
+        quantization=model.quantization,
+        memory_plan=model.memory_plan,
+        versions=model.versions,
+        prompt_cache_hits=report.prompt_cache_hits,
+        prompt_cache_misses=report.prompt_cache_misses,
     )
 
 

@@ -44,7 +44,7 @@ class RunJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelJob:
-    """Ask the engine process to stop at the next step; `EngineFailed` or `EngineFinished` follows."""
+    """Ask the engine process to stop at the next step; `EngineFailed` or `EngineDrawn` follows."""
 
     child: int
     execution_id: bytes

@@ -4,9 +4,11 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Final
 
-from gpu_worker.engine_keeper import EngineKeeper, Ready
-from gpu_worker.outcomes import EndedExecution, OutcomeStore
+from gpu_worker.encoding import Encodings
+from gpu_worker.engine_keeper import EngineKeeper
+from gpu_worker.outcomes import MAX_LISTED_OUTCOMES, EndedExecution, OutcomeStore
 from gpu_worker.slot import Slot, Stopping, in_engine
+from gpu_worker.tally import Tally
 from proto.contact import BrokerContact
 from proto.messages import (
     ImageMade,
@@ -41,7 +43,15 @@ class BrokerSide:
         self._readings = (readings, now)
 
     def report(
-        self, engine: EngineKeeper, slot: Slot, held: OutcomeStore, *, draining: bool, now: float
+        self,
+        engine: EngineKeeper,
+        slot: Slot,
+        encoding: Encodings,
+        held: OutcomeStore,
+        tally: Tally,
+        *,
+        draining: bool,
+        now: float,
     ) -> WorkerReport:
         phase, activity, percent = engine.report()
         return WorkerReport(
@@ -53,12 +63,14 @@ class BrokerSide:
             phase=WorkerPhase.DRAINING if draining else phase,
             activity=activity[:DETAIL_CHARACTERS],
             percent=percent,
-            model=engine.state.model if isinstance(engine.state, Ready) else None,
+            model=engine.model,
             running=_running(slot, now),
-            held=held.listed(),
+            held=(*encoding.listed(), *held.listed())[:MAX_LISTED_OUTCOMES],
             readings=self._aged_readings(now),
             engine_restarts=engine.restarts,
             outcomes_shed=held.shed,
+            prompt_cache_hits=tally.prompt_cache_hits,
+            prompt_cache_misses=tally.prompt_cache_misses,
         )
 
     def outcome(self, ended: EndedExecution) -> Outcome:

@@ -1,10 +1,10 @@
 """The engine process itself: loads the model, then draws one job after the other until its worker is gone.
 
-The main thread draws. A second thread listens to the worker, so that a cancel is heard while a step runs.
+The main thread draws. A second thread listens to the worker, so that a cancel is heard while a step runs; a
+third makes PNGs, so that the next job need not wait for them.
 """
 
 import faulthandler
-import io
 import os
 import queue
 import signal
@@ -16,7 +16,6 @@ from multiprocessing.connection import Connection
 from typing import Final, assert_never
 
 import structlog
-from PIL import Image
 
 from gpu_worker.engine_pipe import CancelCommand, Command, EngineMessage, EngineOptions, LastWords, RunCommand
 from gpu_worker.engines.engine import (
@@ -32,10 +31,19 @@ from gpu_worker.engines.engine import (
 )
 from gpu_worker.engines.error_text import first_line
 from gpu_worker.engines.offline import prepare_environment
-from gpu_worker.events import EngineFailed, EngineFinished, EngineLoading, EngineProgress, EngineReady
+from gpu_worker.events import (
+    EngineDrawn,
+    EngineFailed,
+    EngineFinished,
+    EngineLoading,
+    EngineProgress,
+    EngineReady,
+)
 from gpu_worker.model_store import Embedded, EngineChoice, Fake, FluxFolder, check_flux_folder
 from gpu_worker.parent_death import live_no_longer_than
+from gpu_worker.png_thread import DrawnImage, PngThread
 from gpu_worker.preload_request import PRELOAD_MODULE
+from gpu_worker.receipt import ReceiptWriter
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.failures import FailureCode
 from proto.logs import configure_logging, short_id
@@ -95,6 +103,10 @@ class EngineChild:
         self._child = child
         self._waiting: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         self._slots: dict[bytes, _Slot] = {}
+        self._sending = threading.Lock()
+        self._pngs = PngThread(self._finish)
+        self._png_of: Callable[[DrawnImage], bytes]
+        """From when the model is known."""
 
     def live(self, choice: EngineChoice, options: EngineOptions) -> int:
         """Until something ends it; returns the exit code."""
@@ -113,6 +125,7 @@ class EngineChild:
             return _EXIT_ERROR
         except EngineBroken as error:
             log.error("engine broken", reason=str(error))
+            self._pngs.wait_idle()
             self._say_farewell(LastWords(reason=first_line(error), code=FailureCode.DEVICE_POISONED))
             return _EXIT_ERROR
         except Exception as error:
@@ -122,7 +135,7 @@ class EngineChild:
 
     def _say_farewell(self, last_words: LastWords) -> None:
         try:
-            self._pipe.send(last_words)
+            self._send(last_words)
         except OSError:
             log.debug("nobody is left to hear why the engine process ends")
 
@@ -130,6 +143,8 @@ class EngineChild:
         self._report_loading("importing the libraries", 0)
         try:
             engine = make_engine(choice, options)
+            # Not above, as the worker's own process imports this module and has no use for numpy.
+            from gpu_worker.png import encode_png  # noqa: PLC0415
         except ImportError as error:
             raise ModelUnusable(f"a library of the engine cannot be imported: {first_line(error)}") from error
         model = engine.load(
@@ -139,11 +154,19 @@ class EngineChild:
         )
         self._report_loading("drawing a first image", _LOADED_PERCENT)
         engine.warm_up()
-        self._pipe.send(EngineReady(child=self._child, model=model))
+        receipts = ReceiptWriter(worker_id=options.worker_id, model=model, with_prompt=options.receipt_prompt)
+        self._png_of = lambda image: encode_png(image.pixels, receipts.texts(image.job))
+        self._pngs.start()
+        self._send(EngineReady(child=self._child, model=model))
         return engine
 
     def _report_loading(self, activity: str, percent: int) -> None:
-        self._pipe.send(EngineLoading(child=self._child, activity=activity, percent=percent))
+        self._send(EngineLoading(child=self._child, activity=activity, percent=percent))
+
+    def _send(self, message: EngineMessage) -> None:
+        """From whichever thread: the pipe itself would mix up two messages."""
+        with self._sending:
+            self._pipe.send(message)
 
     def _listen(self) -> None:
         """In the second thread, until the worker is gone: then nobody wants what is being drawn."""
@@ -164,42 +187,68 @@ class EngineChild:
                     assert_never(command)
 
     def _run(self, engine: Engine, slot: _Slot) -> None:
-        """One job, to whatever end. Raises `EngineBroken`: the process's end is the job's."""
+        """One job, to its pixels or another end. Raises `EngineBroken`: the process's end is the job's."""
         try:
-            message: EngineMessage = self._draw(engine, slot)
+            drawn, image = self._draw(engine, slot)
         except EngineBroken:
             raise
         except Exception as error:  # noqa: BLE001 - whatever an engine raises, the job has an end
-            message = self._failure(slot.job, error)
+            failed = self._failure(slot.job, error)
+            if failed.code is FailureCode.OUT_OF_MEMORY:
+                self._pngs.wait_idle()  # The worker will replace this process.
+            del self._slots[slot.job.execution_id]
+            self._send(failed)
+            return
+        self._pngs.take_place()
         del self._slots[slot.job.execution_id]
-        self._pipe.send(message)
+        self._send(drawn)
+        self._pngs.give(DrawnImage(job=slot.job, pixels=image))
 
-    def _draw(self, engine: Engine, slot: _Slot) -> EngineFinished | EngineFailed:
+    def _draw(self, engine: Engine, slot: _Slot) -> tuple[EngineDrawn, RgbImage]:
         job = slot.job
         started = time.perf_counter()
-        image = engine.generate(job, self._progress_reporter(slot)).image
+        drawing = engine.generate(job, self._progress_reporter(slot))
         inference_time_s = time.perf_counter() - started
         expected = (job.parameters.height, job.parameters.width, 3)
-        if image.shape != expected:
-            raise RuntimeError(f"the engine drew an image of shape {image.shape} instead of {expected}")
+        if drawing.image.shape != expected:
+            raise RuntimeError(f"the engine drew {drawing.image.shape} instead of {expected}")
         if slot.cancelled.is_set():
             raise JobCancelled
-        png = encode_png(image)
+        drawn = EngineDrawn(
+            child=self._child,
+            execution_id=job.execution_id,
+            inference_time_s=inference_time_s,
+            text_cached=drawing.text_cached,
+        )
+        return drawn, drawing.image
+
+    def _finish(self, image: DrawnImage) -> None:
+        """In the third thread: make the PNG, and hand it over."""
+        message: EngineMessage
+        try:
+            message = self._encode(image)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job has an end
+            message = self._failure(image.job, error)
+        try:
+            self._send(message)
+        except OSError:
+            log.debug("nobody is left to take the PNG", job_id=short_id(image.job.job_id))
+
+    def _encode(self, image: DrawnImage) -> EngineFinished | EngineFailed:
+        png = self._png_of(image)
         if len(png) > MAX_IMAGE_BYTES:
             return self._failed(
-                job,
+                image.job,
                 FailureCode.IMAGE_TOO_LARGE,
                 f"the PNG has {len(png)} bytes, at most {MAX_IMAGE_BYTES} are allowed",
             )
-        return EngineFinished(
-            child=self._child, execution_id=job.execution_id, png=png, inference_time_s=inference_time_s
-        )
+        return EngineFinished(child=self._child, execution_id=image.job.execution_id, png=png)
 
     def _progress_reporter(self, slot: _Slot) -> Callable[[JobPhase, int], None]:
         def report(phase: JobPhase, step: int) -> None:
             if slot.cancelled.is_set():
                 raise JobCancelled
-            self._pipe.send(
+            self._send(
                 EngineProgress(child=self._child, execution_id=slot.job.execution_id, phase=phase, step=step)
             )
 
@@ -257,10 +306,3 @@ def make_engine(choice: EngineChoice, options: EngineOptions) -> Engine:
             )
         case _:
             assert_never(choice)
-
-
-def encode_png(image: RgbImage) -> bytes:
-    """`image` has the shape (height, width, 3). Fast rather than small: the next job waits for it."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()

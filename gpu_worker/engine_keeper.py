@@ -83,6 +83,11 @@ class EngineKeeper:
     def is_quarantined(self) -> bool:
         return isinstance(self.state, Down) and self.state.quarantined
 
+    @property
+    def model(self) -> ModelCard | None:
+        """Of the process that is ready."""
+        return self.state.model if isinstance(self.state, Ready) else None
+
     def is_present(self, child: int) -> bool:
         """Whether this process lives, as far as is known: words of others are those of the dead."""
         return not isinstance(self.state, Down) and self.state.child == child

@@ -6,7 +6,14 @@ The pipe joins two processes of one program, so Python's own serialization is ri
 from dataclasses import dataclass
 
 from gpu_worker.engines.engine import EngineJob
-from gpu_worker.events import EngineFailed, EngineFinished, EngineLoading, EngineProgress, EngineReady
+from gpu_worker.events import (
+    EngineDrawn,
+    EngineFailed,
+    EngineFinished,
+    EngineLoading,
+    EngineProgress,
+    EngineReady,
+)
 from gpu_worker.memory_plan import MemoryPlan
 from proto.configuration import LogFormat, LogLevel
 from proto.failures import FailureCode
@@ -28,6 +35,10 @@ class EngineOptions:
     """None: the fastest that fits."""
     prompt_cache_bytes_max: int = 0
     """For the embeddings of prompts, in main memory."""
+    worker_id: str = ""
+    """For the receipt of each image."""
+    receipt_prompt: bool = True
+    """Whether the prompt is in it."""
     log_level: LogLevel = "info"
     log_format: LogFormat = "auto"
 
@@ -55,4 +66,6 @@ class LastWords:
 
 
 Command = RunCommand | CancelCommand
-EngineMessage = EngineLoading | EngineReady | EngineProgress | EngineFinished | EngineFailed | LastWords
+EngineMessage = (
+    EngineLoading | EngineReady | EngineProgress | EngineDrawn | EngineFinished | EngineFailed | LastWords
+)

@@ -93,7 +93,7 @@ class EngineProcess:
         self._send(RunCommand(job=job))
 
     def cancel(self, execution_id: bytes) -> None:
-        """Ask it to stop at the next step; `EngineFailed` follows, or `EngineFinished` if it was too late."""
+        """Ask it to stop at the next step; `EngineFailed` follows, or `EngineDrawn` if it was too late."""
         self._send(CancelCommand(execution_id=execution_id))
 
     def kill(self) -> None:

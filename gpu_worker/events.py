@@ -57,16 +57,28 @@ class EngineProgress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineDrawn:
+    """The pixels are there: the process takes the next job. `EngineFinished` or `EngineFailed` follows."""
+
+    child: int
+    execution_id: bytes
+    inference_time_s: float
+    text_cached: bool | None = None
+    """Whether the prompt had been encoded before; None where nothing is kept of that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFinished:
+    """The PNG of what was drawn."""
+
     child: int
     execution_id: bytes
     png: Body
-    inference_time_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFailed:
-    """The job failed or was cancelled; the process goes on."""
+    """The job failed or was cancelled, or what was drawn became no PNG; the process goes on."""
 
     child: int
     execution_id: bytes
@@ -87,5 +99,7 @@ class EngineExited:
     """What it says its end means for the job in it; None if it could say nothing."""
 
 
-EngineEvent = EngineLoading | EngineReady | EngineProgress | EngineFinished | EngineFailed | EngineExited
+EngineEvent = (
+    EngineLoading | EngineReady | EngineProgress | EngineDrawn | EngineFinished | EngineFailed | EngineExited
+)
 Event = FromBroker | ReadingsTaken | DrainRequested | TimerFired | EngineEvent

@@ -167,6 +167,8 @@ class WorkerSettings(ComponentSettings):
         " 0: not at all, s",
     )
 
+    receipt_prompt: bool = Field(True, description="write the prompt into each PNG, beside how it was made")
+
     fake_step_s: float = Field(0.05, ge=0, le=3600, description="fake engine: duration of a step, s")
     fake_load_s: float = Field(0.0, ge=0, le=3600, description="fake engine: duration of loading, s")
     fake_faults: bool = Field(
@@ -220,6 +222,8 @@ class WorkerSettings(ComponentSettings):
             cuda_visible_devices=self.own_gpu.visible,
             memory_plan=None if self.memory_plan == "auto" else MemoryPlan(self.memory_plan),
             prompt_cache_bytes_max=self.prompt_cache_bytes_max,
+            worker_id=self.worker_id,
+            receipt_prompt=self.receipt_prompt,
             log_level=self.log_level,
             log_format=self.log_format,
         )

@@ -62,6 +62,9 @@ class FailureCode(StrEnum):
 ENGINE_DEATHS = frozenset({FailureCode.ENGINE_CRASHED, FailureCode.ENGINE_HUNG, FailureCode.DEVICE_POISONED})
 """Failures that cost the engine process its life. They count as crashes of the job."""
 
+ENGINE_REPLACED = ENGINE_DEATHS | {FailureCode.OUT_OF_MEMORY}
+"""Failures after which the worker has no engine process, or is about to have another one."""
+
 RETRYABLE_FAILURES = frozenset(
     {
         FailureCode.OUT_OF_MEMORY,

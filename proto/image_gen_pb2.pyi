@@ -106,25 +106,84 @@ class GenerateResponse(_message.Message):
     IMAGE_PNG_FIELD_NUMBER: _builtins.int
     INFERENCE_TIME_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
     image_png: _builtins.bytes
+    """its text chunks say the same as `receipt`, see there"""
     inference_time: _builtins.float
-    """seconds on the worker"""
+    """seconds on the worker, until its pixels were there"""
     seed: _builtins.int
     """the seed that made this image"""
+    @_builtins.property
+    def receipt(self) -> Global___Receipt: ...
     def __init__(
         self,
         *,
         image_png: _builtins.bytes = ...,
         inference_time: _builtins.float = ...,
         seed: _builtins.int = ...,
+        receipt: Global___Receipt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_png", b"image_png", "inference_time", b"inference_time", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_png", b"image_png", "inference_time", b"inference_time", "receipt", b"receipt", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
+
+@_typing.final
+class Receipt(_message.Message):
+    """How an image was made. The PNG has the same as JSON under these names, with `seed`, `height` and `width`, in
+    its text chunk "Receipt"; the service's version in "Software", and the prompt in "Description" unless the
+    operator has it left out.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    GUIDANCE_SCALE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    steps: _builtins.int
+    guidance_scale: _builtins.float
+    model: _builtins.str
+    """this and the following three: empty where it is not known"""
+    revision: _builtins.str
+    """the commit of the model's repository, or what else tells its versions apart"""
+    quantization: _builtins.str
+    """how the weights are stored, if otherwise than `precision` says"""
+    precision: _builtins.str
+    """the type in which it was computed"""
+    versions: _builtins.str
+    """of the libraries that make a difference to the pixels"""
+    worker_id: _builtins.str
+    attempts: _builtins.int
+    """executions of the job, with the one that made this image"""
+    def __init__(
+        self,
+        *,
+        steps: _builtins.int = ...,
+        guidance_scale: _builtins.float = ...,
+        model: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        quantization: _builtins.str = ...,
+        precision: _builtins.str = ...,
+        versions: _builtins.str = ...,
+        worker_id: _builtins.str = ...,
+        attempts: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "guidance_scale", b"guidance_scale", "model", b"model", "precision", b"precision", "quantization", b"quantization", "revision", b"revision", "steps", b"steps", "versions", b"versions", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Receipt: _TypeAlias = Receipt  # noqa: Y015
 
 @_typing.final
 class MetricsRequest(_message.Message):
@@ -201,6 +260,12 @@ class WorkerStatus(_message.Message):
     GPUS_FIELD_NUMBER: _builtins.int
     ENGINE_RESTARTS_FIELD_NUMBER: _builtins.int
     OUTCOMES_SHED_FIELD_NUMBER: _builtins.int
+    MODEL_REVISION_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    MEMORY_PLAN_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    PROMPT_CACHE_HITS_FIELD_NUMBER: _builtins.int
+    PROMPT_CACHE_MISSES_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     host: _builtins.str
     state: _builtins.str
@@ -233,6 +298,16 @@ class WorkerStatus(_message.Message):
     engine_restarts: _builtins.int
     outcomes_shed: _builtins.int
     """images and failures that gave way before they were delivered"""
+    model_revision: _builtins.str
+    """as in Receipt, like the following and `versions`"""
+    quantization: _builtins.str
+    memory_plan: _builtins.str
+    """what lies where while it draws"""
+    versions: _builtins.str
+    prompt_cache_hits: _builtins.int
+    """images whose prompt had been encoded before; since the worker started"""
+    prompt_cache_misses: _builtins.int
+    """and those whose prompt had not"""
     @_builtins.property
     def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuReading]:
         """the GPUs that this worker may use"""
@@ -261,10 +336,16 @@ class WorkerStatus(_message.Message):
         gpus: _abc.Iterable[Global___GpuReading] | None = ...,
         engine_restarts: _builtins.int = ...,
         outcomes_shed: _builtins.int = ...,
+        model_revision: _builtins.str = ...,
+        quantization: _builtins.str = ...,
+        memory_plan: _builtins.str = ...,
+        versions: _builtins.str = ...,
+        prompt_cache_hits: _builtins.int = ...,
+        prompt_cache_misses: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_percent", b"cpu_percent", "device", b"device", "engine", b"engine", "engine_restarts", b"engine_restarts", "gpus", b"gpus", "host", b"host", "job_id", b"job_id", "model", b"model", "outcomes_shed", b"outcomes_shed", "percent", b"percent", "phase", b"phase", "precision", b"precision", "ram_total_mb", b"ram_total_mb", "ram_used_mb", b"ram_used_mb", "reading_age_seconds", b"reading_age_seconds", "report_age_seconds", b"report_age_seconds", "state", b"state", "step", b"step", "steps", b"steps", "warning", b"warning", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_percent", b"cpu_percent", "device", b"device", "engine", b"engine", "engine_restarts", b"engine_restarts", "gpus", b"gpus", "host", b"host", "job_id", b"job_id", "memory_plan", b"memory_plan", "model", b"model", "model_revision", b"model_revision", "outcomes_shed", b"outcomes_shed", "percent", b"percent", "phase", b"phase", "precision", b"precision", "prompt_cache_hits", b"prompt_cache_hits", "prompt_cache_misses", b"prompt_cache_misses", "quantization", b"quantization", "ram_total_mb", b"ram_total_mb", "ram_used_mb", b"ram_used_mb", "reading_age_seconds", b"reading_age_seconds", "report_age_seconds", b"report_age_seconds", "state", b"state", "step", b"step", "steps", b"steps", "versions", b"versions", "warning", b"warning", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -121,8 +121,14 @@ class HeldOutcome:
     failure: FailureCode | None
     """None for an image."""
     size_bytes: Count
+    """Of the PNG; 0 while it is still being made of an image that is drawn."""
     released: Flag = False
     """An image that was delivered, kept for repeats for as long as there is room."""
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Its image is drawn, and may still fail to become a PNG."""
+        return self.failure is None and self.size_bytes == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +194,10 @@ class WorkerReport(Header):
     engine_restarts: Count = 0
     outcomes_shed: Count = 0
     """Outcomes that gave way before they were released, for lack of room or by age."""
+    prompt_cache_hits: Count = 0
+    """Images drawn whose prompt had been encoded before."""
+    prompt_cache_misses: Count = 0
+    """And those whose prompt had not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,7 +234,10 @@ class Start:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageMade:
     inference_time_s: Reading
+    """Until its pixels were there."""
     seed: Seed
+    model: ModelCard | None = None
+    """That drew it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ The model is the embedded one, built by the worker itself.
 """
 
 import io
+import json
 import math
 import secrets
 import signal
@@ -54,6 +55,12 @@ def size_of(png: bytes) -> tuple[int, int]:
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
         image.load()
         return image.height, image.width
+
+
+def pixels_of(png: bytes) -> bytes:
+    """Without what a PNG says about itself."""
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+        return image.tobytes()
 
 
 # --- Who may call -----------------------------------------------------------------------------------
@@ -180,6 +187,22 @@ def test_generate_success_png_header(client1: Client) -> None:
     assert 0 < image.inference_time < LIMIT_S
 
 
+def test_the_receipt_says_how_it_was_made_in_the_answer_and_in_the_picture(client1: Client) -> None:
+    image = client1.draw("a pier", height=32, width=48, steps=3, guidance=2.5, seed=6)
+    with Image.open(io.BytesIO(image.image_png), formats=["PNG"]) as picture:
+        picture.load()
+        texts = dict(picture.text)
+    written = json.loads(texts["Receipt"])
+    told = {field.name: getattr(image.receipt, field.name) for field in image.receipt.DESCRIPTOR.fields}
+    assert written == {**told, "seed": 6, "height": 32, "width": 48}
+    assert (told["steps"], told["guidance_scale"], told["attempts"]) == (3, 2.5, 1)
+    assert told["worker_id"] == "worker-1"
+    assert told["model"]
+    assert told["precision"]
+    assert texts["Description"] == "a pier"
+    assert texts["Software"].startswith("flux-server")
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (17, 500), (1023, 1), (1024, 1024)])
 def test_the_image_has_exactly_the_size_asked_for(client1: Client, height: int, width: int) -> None:
     image = client1.draw(height=height, width=width, steps=1)
@@ -192,14 +215,14 @@ def test_the_same_wish_gives_the_same_bytes_and_another_wish_others(client1: Cli
 
     first = draw("a red fox", 1)
     assert draw("a red fox", 1) == first
-    assert draw("a blue whale", 1) != first
-    assert draw("a red fox", 2) != first
+    assert pixels_of(draw("a blue whale", 1)) != pixels_of(first)
+    assert pixels_of(draw("a red fox", 2)) != pixels_of(first)
 
 
 def test_without_a_seed_one_is_drawn_that_makes_the_image_again(client1: Client) -> None:
     first, second = client1.draw(steps=2), client1.draw(steps=2)
     assert first.seed != second.seed
-    assert first.image_png != second.image_png
+    assert pixels_of(first.image_png) != pixels_of(second.image_png)
     assert client1.draw(steps=2, seed=second.seed).image_png == second.image_png
 
 

@@ -31,6 +31,8 @@ class EngineJob:
     job_id: bytes
     prompt: str
     parameters: ImageParameters
+    attempts: int = 1
+    """Executions of the job so far, with this one."""
 
 
 class JobCancelled(Exception):
@@ -62,7 +64,7 @@ class Drawing:
     """What an engine made of a job."""
 
     image: "RgbImage"
-    text_cached: bool = False
+    text_cached: bool | None = None
     """The prompt had been encoded before."""
 
 

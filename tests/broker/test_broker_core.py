@@ -332,6 +332,9 @@ def test_after_three_attempts_the_broker_itself_says_the_last_failure(broker):
         broker.runs(start.execution_id)
         broker.failure(start.execution_id, FailureCode.OUT_OF_MEMORY, attempts=attempt)
         assert (broker.to_frontend(Outcome) == []) == (attempt < 3)
+        if attempt < 3:
+            assert broker.starts() == [], "it replaces its engine"
+            broker.worker()
     (outcome,) = broker.to_frontend(Outcome)
     assert outcome.failure == JobFailed(code=FailureCode.OUT_OF_MEMORY, detail="as told")
     assert (outcome.worker_id, outcome.incarnation, outcome.attempts) == ("broker", EPOCH, 3)

@@ -358,6 +358,31 @@ def test_an_execution_that_was_adopted_may_be_adopted_again(restarted):
     assert restarted.view().cancel == ()
 
 
+def test_in_the_window_what_was_adopted_may_have_another_call_whose_frontend_has_not_spoken(restarted):
+    again = identifier("again")
+    theirs = claim(idempotency_hash=again)
+    restarted.runs(EARLIER, claim=theirs)
+    restarted.submit(idempotency=again, accepted=True, attempts=1)
+    restarted.frontend()
+    assert restarted.job() is None
+    assert restarted.view().cancel == ()
+    restarted.runs(EARLIER, claim=theirs)
+    assert restarted.view().cancel == ()
+    restarted.submit("repeat", frontend="second", idempotency=again, accepted=True, attempts=1)
+    assert restarted.job("repeat").current_execution == EARLIER
+
+
+def test_after_the_window_nobody_else_is_waited_for(restarted):
+    again = identifier("again")
+    theirs = claim(idempotency_hash=again)
+    restarted.runs(EARLIER, claim=theirs)
+    restarted.submit(idempotency=again, accepted=True, attempts=1)
+    restarted.frontend()
+    restarted.after(WINDOW_S + 0.1)
+    restarted.runs(EARLIER, claim=theirs)
+    assert restarted.view().cancel == (EARLIER,)
+
+
 def test_a_repeat_does_not_adopt_what_is_being_cancelled(restarted):
     stray = claim(idempotency_hash=identifier("again"))
     restarted.frontend()

@@ -7,6 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from samples.wire import (
+    CARD,
     EPOCH,
     PARAMETERS,
     failure_outcome,
@@ -39,6 +40,7 @@ from proto.codec import decode, encode
 from proto.failures import FailureCode, RefusalReason
 from proto.messages import (
     FrontendReport,
+    ImageMade,
     JobClaim,
     JobFailed,
     JobState,
@@ -302,8 +304,11 @@ def test_a_detached_job_may_take_longer_than_its_call(desk):
 
 
 def test_an_image_ends_the_job_and_the_broker_learns_it_soon(accepted):
-    accepted.heard(image_outcome(EXECUTION, body=b"these pixels"))
-    assert accepted.end() == ImageDelivered(png=b"these pixels", inference_time_s=1.0, seed=7)
+    image = ImageMade(inference_time_s=1.0, seed=7, model=CARD)
+    accepted.heard(image_outcome(EXECUTION, body=b"these pixels", image=image))
+    assert accepted.end() == ImageDelivered(
+        png=b"these pixels", inference_time_s=1.0, seed=7, worker_id="worker", attempts=1, model=CARD
+    )
     accepted.after(GATHER_S, answered=False)
     assert accepted.report().jobs == ()
     accepted.heard(image_outcome(identifier("another")))

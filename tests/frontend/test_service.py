@@ -9,14 +9,16 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from hypothesis import given
 from hypothesis import strategies as st
+from samples.wire import PARAMETERS
 
 import image_gen_pb2
 import image_gen_pb2_grpc
 from frontend.actions import ImageDelivered, JobGivenUp, JobRefused
 from frontend.auth import fingerprint
-from frontend.service import SERVICE_NAME, encode_answer
+from frontend.service import SERVICE_NAME, encode_answer, receipt_of
 from frontend.validation import ValidJob
 from proto.failures import FailureCode, RefusalReason
+from proto.messages import ModelCard
 
 
 async def failure(call):
@@ -44,6 +46,43 @@ async def test_an_image_comes_back_with_its_time_and_seed(frontend):
     )
     answer = await frontend.generate(seed=2**64 - 1)
     assert (answer.image_png, answer.inference_time, answer.seed) == (b"\x89PNG...", 2.25, 2**64 - 1)
+
+
+async def test_an_image_comes_with_its_receipt(frontend):
+    frontend.cluster.end = ImageDelivered(
+        png=b"png",
+        inference_time_s=1.0,
+        seed=1,
+        worker_id="worker",
+        attempts=2,
+        model=ModelCard(
+            engine="flux",
+            name="FLUX.1-dev",
+            precision="bfloat16",
+            device="cuda:0",
+            revision="0ef5fff",
+            quantization="hqq",
+            versions="torch 2.13.0",
+        ),
+    )
+    answer = await frontend.generate(num_inference_steps=3, guidance_scale=2.5)
+    assert answer.receipt == image_gen_pb2.Receipt(
+        steps=3,
+        guidance_scale=2.5,
+        model="FLUX.1-dev",
+        revision="0ef5fff",
+        quantization="hqq",
+        precision="bfloat16",
+        versions="torch 2.13.0",
+        worker_id="worker",
+        attempts=2,
+    )
+
+
+async def test_a_worker_that_does_not_say_what_it_draws_with_has_a_receipt_without_that(frontend):
+    answer = await frontend.generate()
+    assert (answer.receipt.model, answer.receipt.precision) == ("", "")
+    assert answer.receipt.steps > 0
 
 
 async def test_the_cluster_gets_a_valid_job_and_whose_it_is(frontend):
@@ -289,6 +328,7 @@ def test_all_methods_of_the_contract_are_there():
 )
 def test_the_answer_is_what_protobuf_would_have_made(png, inference_time_s, seed, view):
     end = ImageDelivered(png=memoryview(png) if view else png, inference_time_s=inference_time_s, seed=seed)
-    assert image_gen_pb2.GenerateResponse.FromString(encode_answer(end)) == image_gen_pb2.GenerateResponse(
-        image_png=png, inference_time=inference_time_s, seed=seed
+    made = image_gen_pb2.GenerateResponse.FromString(encode_answer(end, PARAMETERS))
+    assert made == image_gen_pb2.GenerateResponse(
+        image_png=png, inference_time=inference_time_s, seed=seed, receipt=receipt_of(end, PARAMETERS)
     )

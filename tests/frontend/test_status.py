@@ -72,7 +72,17 @@ def running():
 
 
 def full_picture():
-    model = ModelCard(engine="flux", name="FLUX.1-dev", precision="bf16", device="cuda:0", warning="slow")
+    model = ModelCard(
+        engine="flux",
+        name="FLUX.1-dev",
+        precision="bf16",
+        device="cuda:0",
+        warning="slow",
+        revision="0ef5fff",
+        quantization="hqq",
+        memory_plan="4bit",
+        versions="torch 2.13.0",
+    )
     return picture(
         row(
             "w1",
@@ -81,6 +91,8 @@ def full_picture():
             taken=readings(40.0, 100.0, (gpu("g1", 10.0),)),
             running=running(),
             model=model,
+            prompt_cache_hits=2**40,
+            prompt_cache_misses=3,
         ),
         row(
             "w2",
@@ -163,6 +175,9 @@ def test_a_row_says_what_a_worker_does():
     assert (busy.model, busy.engine, busy.device, busy.warning) == ("FLUX.1-dev", "flux", "cuda:0", "slow")
     assert (loading.phase, loading.percent, loading.engine_restarts) == ("reading weights", 40, 2)
     assert (busy.outcomes_shed, loading.outcomes_shed) == (0, 2**33)
+    assert (busy.model_revision, busy.quantization, busy.memory_plan) == ("0ef5fff", "hqq", "4bit")
+    assert (busy.versions, loading.versions) == ("torch 2.13.0", "")
+    assert (busy.prompt_cache_hits, busy.prompt_cache_misses) == (2**40, 3)
     assert loading.cpu_percent is None
     assert loading.reading_age_s is None
 

@@ -16,6 +16,7 @@ from gpu_worker.engine_pipe import EngineOptions
 from gpu_worker.engines.engine import EngineJob
 from gpu_worker.engines.fake import read_fake_image
 from gpu_worker.events import (
+    EngineDrawn,
     EngineExited,
     EngineFailed,
     EngineFinished,
@@ -61,7 +62,9 @@ async def test_from_loading_to_a_finished_image() -> None:
     content = read_fake_image(bytes(finished.png))
     assert content is not None
     assert (content.execution_id, content.job_id) == (wanted.execution_id, wanted.job_id)
-    assert 0 <= finished.inference_time_s < LIMIT_S
+    drawn = watched.of(wanted)[-2]
+    assert isinstance(drawn, EngineDrawn)
+    assert 0 <= drawn.inference_time_s < LIMIT_S
     assert all(event.child == CHILD for event in watched.events)
 
 
@@ -159,6 +162,23 @@ async def test_an_unusable_device_ends_the_process_and_says_so() -> None:
         assert exited.reason == "EngineBroken: fake: device poisoned at step 2"
         assert not exited.hopeless
     assert all(isinstance(event, EngineProgress) for event in watched.of(poisoned)), "its end is the job's"
+
+
+async def test_what_is_drawn_becomes_a_png_before_the_process_is_done_for() -> None:
+    wanted, too_large, poisoned = job(), job("!oom@1"), job("!poisoned@1")
+    async with ready() as watched:
+        for each in (wanted, too_large):
+            watched.process.run(each)
+        await watched.until_failed(too_large)
+        assert isinstance(watched.of(wanted)[-1], EngineFinished)
+        assert watched.events.index(watched.of(wanted)[-1]) < watched.events.index(
+            watched.of(too_large)[-1]
+        ), "its worker will replace the process"
+        last = job()
+        for each in (last, poisoned):
+            watched.process.run(each)
+        await watched.until(EngineExited)
+        assert isinstance(watched.of(last)[-1], EngineFinished)
 
 
 async def test_a_hung_engine_ignores_cancel_and_can_be_killed() -> None:

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gpu_worker.engine_child import encode_png
 from gpu_worker.engines.engine import (
     EngineBroken,
     EngineJob,
@@ -25,6 +24,7 @@ from gpu_worker.engines.fake import (
     prompt_digest,
     read_fake_image,
 )
+from gpu_worker.png import encode_png
 from proto.messages import ImageParameters, JobPhase
 
 

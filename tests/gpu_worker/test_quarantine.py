@@ -108,7 +108,7 @@ def test_a_job_that_merely_fails_is_no_image(worker):
     die_on(worker, "this", 1)
     worker.ready()
     worker.start("failing")
-    worker.failed(FailureCode.OUT_OF_MEMORY, execution="failing")
+    worker.failed(FailureCode.ENGINE_ERROR, execution="failing")
     die_on(worker, "that", 2)
     assert worker.report().phase is WorkerPhase.QUARANTINED
 

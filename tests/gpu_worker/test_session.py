@@ -7,7 +7,7 @@ from samples.wire import CARD, PARAMETERS, READINGS, claim, identifier
 from gpu_worker.actions import ReconnectToBroker, RunJob, SendToBroker, StartEngine
 from gpu_worker.engines.engine import EngineJob
 from gpu_worker.events import FromBroker, ReadingsTaken, TimerFired
-from gpu_worker.session import REMEMBERED_EXECUTIONS
+from gpu_worker.executions import REMEMBERED_EXECUTIONS
 from proto.failures import FailureCode, RefusalReason
 from proto.messages import (
     MAX_IMAGE_BYTES,
@@ -156,7 +156,9 @@ def test_a_broker_of_another_version_is_tried_again_and_again(ready):
 
 def test_a_start_is_begun_and_reported(ready):
     ready.start()
-    job = EngineJob(execution_id=EXECUTION, job_id=identifier("job"), prompt="a cat", parameters=PARAMETERS)
+    job = EngineJob(
+        execution_id=EXECUTION, job_id=identifier("job"), prompt="a cat", parameters=PARAMETERS, attempts=0
+    )
     assert ready.of(RunJob) == [RunJob(child=1, job=job)]
     assert ready.report().running == RunningExecution(
         execution_id=EXECUTION, claim=claim(), phase=JobPhase.TEXT, step=0, steps=4
@@ -302,7 +304,7 @@ def test_an_image_is_pushed_once_and_held(busy):
         job_id=identifier("job"),
         attempts=0,
         crashes=0,
-        image=ImageMade(inference_time_s=1.5, seed=7),
+        image=ImageMade(inference_time_s=1.5, seed=7, model=CARD),
         body=b"these pixels",
     )
     listed = HeldOutcome(execution_id=EXECUTION, claim=claim(), failure=None, size_bytes=12)
@@ -414,9 +416,9 @@ def test_what_is_sent_again_is_not_pushed_out_by_what_is_kept_at_once(ready):
 
 
 def test_a_failure_of_the_job_is_an_outcome(busy):
-    busy.failed(FailureCode.OUT_OF_MEMORY, "too large")
+    busy.failed(FailureCode.NON_FINITE_IMAGE, "all black")
     outcome = busy.outcome()
-    assert outcome.failure == JobFailed(code=FailureCode.OUT_OF_MEMORY, detail="too large")
+    assert outcome.failure == JobFailed(code=FailureCode.NON_FINITE_IMAGE, detail="all black")
     assert (outcome.image, outcome.body, outcome.crashes) == (None, b"", 0)
     busy.start("next")
     assert busy.of(RunJob)

@@ -9,6 +9,7 @@ from samples.wire import CARD, EPOCH, READINGS, claim, identifier, start, worker
 from gpu_worker.actions import CancelJob, Exit, KillEngine, RunJob, SendToBroker, StartEngine
 from gpu_worker.events import (
     DrainRequested,
+    EngineDrawn,
     EngineExited,
     EngineFailed,
     EngineFinished,
@@ -63,6 +64,8 @@ class SessionMachine(RuleBasedStateMachine):
         self.shed = 0
         self.begun: set[bytes] = set()
         self.running: bytes | None = None
+        self.encoding: list[bytes] = []
+        """Drawn, and their PNG not there yet; the oldest first."""
         self.outcomes: dict[bytes, Outcome] = {}
         self.last_seq = 0
         self.is_over = False
@@ -83,11 +86,11 @@ class SessionMachine(RuleBasedStateMachine):
                     assert self.never_ready < ENGINE_FAILURES_MAX, "one try too many"
                     self.child, self.was_ready, self.is_killed = child, False, False
                     self.killed_on = None
-                case KillEngine(child=child):
+                case KillEngine(child=child, reason=reason):
                     assert child == self.child, "a process is killed that is not there"
                     assert not self.is_killed, "killed twice"
                     self.is_killed = True
-                    self.killed_on = self.digest_of_running()
+                    self.killed_on = self.digest_of_blamed(reason)
                 case RunJob(child=child, job=job):
                     assert child == self.child, "a job for a dead engine"
                     assert self.was_ready, "a job for an engine that is not ready"
@@ -107,6 +110,11 @@ class SessionMachine(RuleBasedStateMachine):
     def digest_of_running(self) -> bytes | None:
         return None if self.running is None else digest_of(self.running)
 
+    def digest_of_blamed(self, reason: str) -> bytes | None:
+        if reason.startswith("no PNG"):
+            return digest_of(self.encoding[0])
+        return None if reason.startswith("out of memory") else self.digest_of_running()
+
     def _look_at_message(self, message) -> None:
         if isinstance(message, Outcome):
             assert message.execution_id in self.begun, "an outcome of nothing"
@@ -116,6 +124,8 @@ class SessionMachine(RuleBasedStateMachine):
             )
             if message.execution_id == self.running:
                 self.running = None
+            if message.execution_id in self.encoding:
+                self.encoding.remove(message.execution_id)
         if not isinstance(message, Refuse):
             assert message.seq > self.last_seq, "a number that does not grow"
             self.last_seq = message.seq
@@ -132,7 +142,10 @@ class SessionMachine(RuleBasedStateMachine):
                 assert not self.is_killed
 
     def _look_at_held(self, report) -> None:
-        for held in report.held:
+        unready = [held for held in report.held if held.size_bytes == 0 and held.failure is None]
+        assert [held.execution_id for held in unready] == self.encoding
+        assert not any(held.released for held in unready)
+        for held in report.held[len(unready) :]:
             outcome = self.outcomes[held.execution_id]
             assert held.released == (held.execution_id in self.kept)
             assert not held.released or outcome.image, "a failure is kept"
@@ -147,6 +160,7 @@ class SessionMachine(RuleBasedStateMachine):
         if not self.is_over:
             slot = self.worker.session.slot
             assert (None if isinstance(slot, Free) else slot.execution_id) == self.running
+            assert [each.job.execution_id for each in self.worker.session.encoding] == self.encoding
 
     # --- The broker ----------------------------------------------------------------------------
 
@@ -203,10 +217,14 @@ class SessionMachine(RuleBasedStateMachine):
         wants = {"cancel": cancel, "keep": keep, "release": release, "resend": resend}
         lists = {name: tuple(identifier(each) for each in sorted(ids)) for name, ids in wants.items()}
         self.kept |= {each for each in lists["keep"] if each in self.outcomes}
+        dropped = set(lists["release"]) - set(lists["cancel"])
+        self.encoding = [each for each in self.encoding if each not in dropped]
         view = worker_view(epoch=EPOCHS[epoch], heartbeat_interval_ms=interval_ms, **lists)
         self.tell(FromBroker(message=view))
         for execution_id in lists["release"]:
             assert self.is_over or execution_id not in self.worker.session.held
+        for execution_id in lists["cancel"]:
+            assert self.is_over or execution_id not in self.encoding
 
     @precondition(lambda self: self.outcomes)
     @rule(what=st.sampled_from(["keep", "keep", "release", "resend"]), which=st.integers(0, 5))
@@ -254,7 +272,9 @@ class SessionMachine(RuleBasedStateMachine):
         if self.running is None:
             return  # It drains, or its engine is being killed.
         if end == "image":
-            self.engine_finishes(size=100)
+            self.engine_draws(text_cached=True)
+            if self.encoding:
+                self.engine_encodes(size=100, which=-1)
             return
         if end == "hang":
             self.time_passes(10.0)
@@ -289,6 +309,7 @@ class SessionMachine(RuleBasedStateMachine):
         code = FailureCode.DEVICE_POISONED if poisoned else None
         self.tell(EngineExited(child=child, reason="it ended", hopeless=hopeless, code=code))
         assert self.running is None, "a job outlived its engine"
+        assert self.encoding == [], "an image outlived the engine that was to make a PNG of it"
         if self.never_ready == ENGINE_FAILURES_MAX and not self.is_draining:
             assert self.is_over
             assert was_over or hopeless or self.worker.exit().code == 1
@@ -310,14 +331,26 @@ class SessionMachine(RuleBasedStateMachine):
         self.tell(progress)
 
     @precondition(lambda self: self.child and self.running)
-    @rule(size=st.sampled_from([1, 400, 2000]))
-    def engine_finishes(self, size) -> None:
+    @rule(text_cached=st.sampled_from([None, False, True]))
+    def engine_draws(self, text_cached) -> None:
         execution_id = self.running
-        png = bytes(size)
+        if isinstance(self.worker.session.slot, Busy):
+            self.running = None
+            self.encoding.append(execution_id)
+        self.tell(
+            EngineDrawn(
+                child=self.child, execution_id=execution_id, inference_time_s=1.0, text_cached=text_cached
+            )
+        )
+        assert self.is_over or self.running is None
+
+    @precondition(lambda self: self.child and self.encoding)
+    @rule(size=st.sampled_from([1, 400, 2000]), which=st.sampled_from([0, -1]))
+    def engine_encodes(self, size, which) -> None:
+        execution_id = self.encoding[which]
         if not self.is_killed:
             self.died_on.clear()
-        finished = EngineFinished(child=self.child, execution_id=execution_id, png=png, inference_time_s=1.0)
-        self.tell(finished)
+        self.tell(EngineFinished(child=self.child, execution_id=execution_id, png=bytes(size)))
         assert self.is_over or execution_id in self.outcomes
 
     @precondition(lambda self: self.child and self.running)
@@ -326,8 +359,17 @@ class SessionMachine(RuleBasedStateMachine):
         execution_id = self.running
         self.tell(EngineFailed(child=self.child, execution_id=execution_id, code=code, detail="d" * 2000))
         assert self.is_over or execution_id in self.outcomes
+        assert self.is_over or self.is_killed or code is not FailureCode.OUT_OF_MEMORY
 
-    @rule(execution=executions, which=st.integers(0, 4))
+    @precondition(lambda self: self.child and self.encoding)
+    @rule(code=st.sampled_from([FailureCode.ENGINE_ERROR, FailureCode.OUT_OF_MEMORY]))
+    def no_png_comes_of_it(self, code) -> None:
+        execution_id, was_killed = self.encoding[0], self.is_killed
+        self.tell(EngineFailed(child=self.child, execution_id=execution_id, code=code, detail=""))
+        assert self.is_over or execution_id in self.outcomes
+        assert self.is_killed == was_killed, "what is drawn is no reason to replace the engine"
+
+    @rule(execution=executions, which=st.integers(0, 5))
     def a_dead_engine_speaks(self, execution, which) -> None:
         child = self.child - 1 if self.child else self.worker.child
         if child < 1:
@@ -337,7 +379,8 @@ class SessionMachine(RuleBasedStateMachine):
             EngineReady(child=child, model=CARD),
             EngineExited(child=child, reason="again"),
             EngineLoading(child=child, activity="weights", percent=1),
-            EngineFinished(child=child, execution_id=execution_id, png=b"png", inference_time_s=1.0),
+            EngineDrawn(child=child, execution_id=execution_id, inference_time_s=1.0),
+            EngineFinished(child=child, execution_id=execution_id, png=b"png"),
             EngineFailed(child=child, execution_id=execution_id, code=FailureCode.CANCELLED, detail=""),
         )
         self.tell(events[which])

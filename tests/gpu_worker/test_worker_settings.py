@@ -73,6 +73,12 @@ def test_the_memory_plan_and_the_prompt_cache(
     assert (options.memory_plan, options.prompt_cache_bytes_max) == expected
 
 
+def test_the_prompt_can_be_kept_out_of_the_receipt() -> None:
+    told = load("--worker-id", "w1").engine_options
+    assert (told.worker_id, told.receipt_prompt) == ("w1", True)
+    assert not load("--no-receipt-prompt").engine_options.receipt_prompt
+
+
 def test_the_bounds_of_a_session() -> None:
     limits = load(
         *("--engine-failures-max", "3", "--quarantine-s", "0", "--kept-age-max-s", "20"),

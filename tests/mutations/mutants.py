@@ -53,7 +53,7 @@ MUTANTS: Final = [
     ),
     mutant(
         "worker forgets after sending",
-        ("gpu_worker/session.py", "        self.held.add(ended, now)\n", ""),
+        ("gpu_worker/executions.py", "        self.held.add(ended, now)\n", ""),
     ),
     mutant(
         "no fence",
@@ -90,7 +90,7 @@ MUTANTS: Final = [
     mutant(
         "outcome dropped at the first release",
         (
-            "gpu_worker/session.py",
+            "gpu_worker/executions.py",
             "            self.held.keep(execution_id, now)\n",
             "            self.held.release(execution_id)\n",
         ),
@@ -159,8 +159,8 @@ MUTANTS: Final = [
         "resubmissions are admitted like new jobs",
         (
             "broker/submissions.py",
-            "        elif submit.accepted or self._runs_unowned(submit.claim):\n",
-            "        elif self._runs_unowned(submit.claim):\n",
+            "        elif submit.accepted or self._has_begun(submit.claim):\n",
+            "        elif self._has_begun(submit.claim):\n",
         ),
     ),
     mutant(
@@ -202,7 +202,7 @@ MUTANTS: Final = [
     mutant(
         "crashes are not counted",
         (
-            "gpu_worker/session.py",
+            "gpu_worker/executions.py",
             "            claim = dataclasses.replace(claim, crashes=claim.crashes + 1)\n",
             "            pass\n",
         ),
@@ -210,7 +210,7 @@ MUTANTS: Final = [
     mutant(
         "a busy worker begins another job",
         (
-            "gpu_worker/session.py",
+            "gpu_worker/executions.py",
             "        return None if isinstance(self.slot, Free) else RefusalReason.WORKER_BUSY\n",
             "        return None\n",
         ),
@@ -223,13 +223,21 @@ MUTANTS: Final = [
         "images are released rather than kept",
         (
             "broker/wishes.py",
-            "return not is_fenced and not self._is_held_elsewhere(outcome.execution_id, outcome.claim)\n",
+            "return not is_fenced and not self._is_held_elsewhere(outcome)\n",
             "return False\n",
         ),
     ),
     mutant(
         "ended executions are not remembered",
-        ("gpu_worker/session.py", "        self._ended.append(execution_id)\n", ""),
+        ("gpu_worker/executions.py", "        self._ended.append(execution_id)\n", ""),
+    ),
+    mutant(
+        "a worker does not list what it makes a PNG of",
+        (
+            "gpu_worker/broker_side.py",
+            "held=(*encoding.listed(), *held.listed())[:MAX_LISTED_OUTCOMES],\n",
+            "held=held.listed(),\n",
+        ),
     ),
     mutant(
         "an outcome is passed on only once",

@@ -53,7 +53,6 @@ def test_a_hanging_engine_is_replaced(stack: Stack) -> None:
     [
         ("!error@2", grpc.StatusCode.INTERNAL, "ENGINE_ERROR", 1),
         ("!nonfinite@2", grpc.StatusCode.INTERNAL, "NON_FINITE_IMAGE", 1),
-        ("!oom@2", grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", 3),
     ],
 )
 def test_an_engine_survives_its_own_errors(
@@ -69,6 +68,18 @@ def test_an_engine_survives_its_own_errors(
     assert stack.metrics().failed == failed + 1
     stack.until_state("worker-1", "ready")
     assert stack.workers["worker-1"].engine().pid == before
+
+
+def test_an_engine_that_runs_out_of_memory_is_replaced_and_the_job_to_blame_for_nothing(stack: Stack) -> None:
+    restarts = stack.until_state("worker-1", "ready").engine_restarts
+    before = stack.workers["worker-1"].engine().pid
+    refusal = stack.client().begin("!oom@2", steps=3).refusal()
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
+    assert refusal.attempts == 3, "it is no poison job"
+    row = stack.until_state("worker-1", "ready")
+    assert row.engine_restarts == restarts + 3
+    assert not psutil.pid_exists(before)
+    assert content_of(stack.client().draw("after")).prompt_digest == prompt_digest("after")
 
 
 def test_a_job_that_crashes_a_worker_runs_again_on_another(stack: Stack) -> None:

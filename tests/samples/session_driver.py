@@ -8,6 +8,7 @@ from gpu_worker.actions import CancelJob, Exit, KillEngine, RunJob, SendToBroker
 from gpu_worker.engine_keeper import Loading
 from gpu_worker.events import (
     DrainRequested,
+    EngineDrawn,
     EngineExited,
     EngineFailed,
     EngineFinished,
@@ -107,13 +108,36 @@ class SessionDriver:
         event = EngineProgress(child=self.child, execution_id=identifier(execution), phase=phase, step=step)
         return self.tell(event)
 
+    def drawn(
+        self, execution: object = "execution", child: int | None = None, *, text_cached: bool | None = None
+    ) -> list[Any]:
+        event = EngineDrawn(
+            child=child or self.child,
+            execution_id=identifier(execution),
+            inference_time_s=1.5,
+            text_cached=text_cached,
+        )
+        return self.tell(event)
+
+    def encoded(
+        self, execution: object = "execution", png: bytes = b"png", child: int | None = None
+    ) -> list[Any]:
+        return self.tell(
+            EngineFinished(child=child or self.child, execution_id=identifier(execution), png=png)
+        )
+
     def finished(
         self, execution: object = "execution", png: bytes = b"png", child: int | None = None
     ) -> list[Any]:
-        event = EngineFinished(
-            child=child or self.child, execution_id=identifier(execution), png=png, inference_time_s=1.5
-        )
-        return self.tell(event)
+        """The pixels and then their PNG. Kept is what ended the execution."""
+        ended = self.drawn(execution, child)
+        if self.sent(Outcome):
+            self.encoded(execution, png, child)
+            assert self.deeds() == [], "an end after the end"
+            self.actions = ended
+        else:
+            self.encoded(execution, png, child)
+        return self.actions
 
     def failed(
         self, code: FailureCode, detail: str = "so it said", execution: object = "execution"

@@ -388,6 +388,10 @@ class WorkerActor(Peer):
         job = None if self.engine is None else self.engine.job
         return None if job is None else job.execution_id
 
+    def is_encoding(self, execution_id: bytes) -> bool:
+        """Its image is drawn, and the PNG not there yet."""
+        return execution_id in self.session.encoding
+
     @property
     def is_free(self) -> bool:
         """Its engine is ready and does nothing, and it takes jobs."""

@@ -98,6 +98,8 @@ class Aftermath:
         for worker in world.workers:
             if not isinstance(worker.session.slot, Free):
                 return f"{worker.name} does {worker.session.slot}"
+            if worker.session.encoding:
+                return f"{worker.name} makes {len(worker.session.encoding)} PNGs"
             unreleased = [outcome for outcome in worker.session.held.listed() if not outcome.released]
             if unreleased:
                 return f"{worker.name} holds {world.short(unreleased[0].execution_id)}"

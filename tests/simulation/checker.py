@@ -24,6 +24,7 @@ from gpu_worker.engines.engine import EngineJob
 from proto.messages import (
     FrontendView,
     JobState,
+    JobStatus,
     Message,
     Outcome,
     Refuse,
@@ -96,7 +97,14 @@ class Checker:
             call = frontend.calls.get(status.job_id)
             if call is not None and call.is_open and call.accepted_at is None and status.state in TAKEN:
                 call.accepted_at, call.accepted_by = self._ledger.world.now, message.epoch
+                self._note_taken_over(call, status)
                 self._keys.accepted(call)
+
+    def _note_taken_over(self, call: Call, status: JobStatus) -> None:
+        """It gets what another call has left, drawn already: the key's other job need not wait for that."""
+        execution = self._ledger.executions.get(status.execution_id or b"")
+        if execution is not None and execution.claim.job_id != call.job_id and not execution.is_drawing:
+            self._ledger.unjudged.add(call.identity)
 
     # --- Workers -------------------------------------------------------------------------------
 

@@ -121,6 +121,9 @@ class DispatchRules:
     def reported(self, broker: "BrokerActor", report: WorkerReport) -> None:
         """What a worker says of the executions that were sent to it."""
         listed = {outcome.execution_id for outcome in report.held}
+        for outcome in report.held:
+            if outcome.is_unfinished:
+                self._ledger.executions[outcome.execution_id].reported_to = broker.epoch
         if report.running is not None and not report.running.stopping:
             listed.add(report.running.execution_id)
             self._ledger.executions[report.running.execution_id].reported_to = broker.epoch

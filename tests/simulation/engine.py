@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gpu_worker.engines.engine import EngineJob
 from gpu_worker.events import (
+    EngineDrawn,
     EngineExited,
     EngineFailed,
     EngineFinished,
@@ -39,6 +40,10 @@ class Temper:
     hang: float = 0.0
     out_of_memory: float = 0.0
     error: float = 0.0
+    png_s: tuple[float, float] = (0.02, 0.02)
+    """From the pixels to the PNG, beside the next job."""
+    png_error: float = 0.0
+    png_hang: float = 0.0
     load_crash: float = 0.0
     """For each start of a process."""
     load_hang: float = 0.0
@@ -161,7 +166,7 @@ class Engine:
             self._meet(fate, job)
         elif step == job.parameters.steps:
             self._progress(job, JobPhase.DECODE, step)
-            self._later(self._step_s(), self._finish, job)
+            self._later(self._step_s(), self._draw, job)
         else:
             self._progress(job, JobPhase.STEP, step)
             self._later(self._step_s(), self._step, job, step + 1, fate, at_step)
@@ -190,13 +195,34 @@ class Engine:
             EngineFailed(child=self.child, execution_id=job.execution_id, code=code, detail="simulated")
         )
 
-    def _finish(self, job: EngineJob) -> None:
+    def _draw(self, job: EngineJob) -> None:
+        """From here on it takes the next job."""
         self.job = None
         self._worker.tell(
-            EngineFinished(
+            EngineDrawn(
                 child=self.child,
                 execution_id=job.execution_id,
-                png=picture_of(job),
                 inference_time_s=0.25 * job.parameters.steps,
+                text_cached=self._world.rng.choice((None, False, True)),
             )
+        )
+        temper, rng = self._world.temper, self._world.rng
+        if temper.png_hang and rng.random() < temper.png_hang:
+            return
+        makes = self._fail_png if temper.png_error and rng.random() < temper.png_error else self._finish
+        self._later(rng.uniform(*temper.png_s), makes, job)
+
+    def _fail_png(self, job: EngineJob) -> None:
+        self._worker.tell(
+            EngineFailed(
+                child=self.child,
+                execution_id=job.execution_id,
+                code=FailureCode.IMAGE_TOO_LARGE,
+                detail="simulated",
+            )
+        )
+
+    def _finish(self, job: EngineJob) -> None:
+        self._worker.tell(
+            EngineFinished(child=self.child, execution_id=job.execution_id, png=picture_of(job))
         )

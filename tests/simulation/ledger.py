@@ -47,7 +47,11 @@ class Execution:
 
     @property
     def is_running(self) -> bool:
-        """In an engine, in truth."""
+        """In an engine, in truth: it is being drawn, or becomes a PNG."""
+        return self.is_drawing or (self.worker.alive and self.worker.is_encoding(self.execution_id))
+
+    @property
+    def is_drawing(self) -> bool:
         return self.worker.alive and self.worker.running == self.execution_id
 
     @property

@@ -116,6 +116,9 @@ def _draw_temper(rng: random.Random, *, slow: bool) -> Temper:
         hang=now_and_then(0.04),
         out_of_memory=now_and_then(0.1),
         error=now_and_then(0.05),
+        png_s=rng.choice(((0.02, 0.02), (0.02, 0.02), (0.0, 0.5), (0.5, 4.0))),
+        png_error=now_and_then(0.05),
+        png_hang=now_and_then(0.04),
         load_crash=now_and_then(0.3),
         load_hang=now_and_then(0.1),
     )

@@ -37,9 +37,8 @@ class ProgressRules:
         """An accepted job lies about while a worker has nothing to do."""
         ledger, world, broker = self._ledger, self._ledger.world, self._ledger.world.broker
         is_somebody_idle = self._is_somebody_idle()
-        running = {worker.running for worker in world.workers}
         for call in ledger.open_calls.values():
-            runs = any(each.execution_id in running for each in ledger.alike.get(call.identity, ()))
+            runs = any(each.is_running for each in ledger.alike.get(call.identity, ()))
             is_calm = ledger.is_calm(broker, call.frontend, for_s=STUCK_S)
             if call.accepted_at is None or runs or not is_calm or not is_somebody_idle:
                 call.stuck_since = None

@@ -25,8 +25,11 @@ class WishRules:
             self._check_cancel(self._ledger.executions[execution_id])
         for execution_id in view.release:
             execution = self._ledger.executions[execution_id]
-            if execution.is_image and self._is_calm(execution):
+            is_encoded = execution.worker.is_encoding(execution_id)
+            if (execution.is_image or is_encoded) and self._is_calm(execution):
                 self._check_wanted(execution, "is dropped")
+            if is_encoded:
+                execution.cancelled, execution.current_for = True, b""
 
     def _is_calm(self, execution: Execution) -> bool:
         return self._ledger.is_calm(execution.worker, self._ledger.world.broker)

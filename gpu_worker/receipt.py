@@ -1,0 +1,57 @@
+"""What a PNG says about how it was made: text chunks, for `encode_png`. Pure."""
+
+import json
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Final
+
+from gpu_worker.engines.engine import EngineJob
+from proto.messages import ModelCard
+
+SOFTWARE: Final = "Software"
+DESCRIPTION: Final = "Description"
+RECEIPT: Final = "Receipt"
+_DISTRIBUTION: Final = "flux-server"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptWriter:
+    """Of one engine process. The same execution has the same texts, whenever they are asked for."""
+
+    worker_id: str
+    model: ModelCard
+    with_prompt: bool
+    """Whether the prompt goes into the picture, too."""
+
+    def texts(self, job: EngineJob) -> dict[str, str]:
+        """By PNG keyword."""
+        texts = {SOFTWARE: software(), RECEIPT: json.dumps(self._facts(job), separators=(",", ":"))}
+        if self.with_prompt:
+            texts[DESCRIPTION] = job.prompt
+        return texts
+
+    def _facts(self, job: EngineJob) -> dict[str, str | int | float]:
+        """Named as in the contract's `Receipt` and `GenerateRequest`: readers of old pictures rely on it."""
+        wanted, model = job.parameters, self.model
+        return {
+            "seed": wanted.seed,
+            "steps": wanted.steps,
+            "guidance_scale": wanted.guidance,
+            "height": wanted.height,
+            "width": wanted.width,
+            "model": model.name,
+            "revision": model.revision,
+            "quantization": model.quantization,
+            "precision": model.precision,
+            "versions": model.versions,
+            "worker_id": self.worker_id,
+            "attempts": job.attempts,
+        }
+
+
+def software() -> str:
+    """The program and its version; without that where it was never installed."""
+    try:
+        return f"{_DISTRIBUTION} {metadata.version(_DISTRIBUTION)}"
+    except metadata.PackageNotFoundError:
+        return _DISTRIBUTION
