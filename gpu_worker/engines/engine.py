@@ -65,7 +65,7 @@ class Drawing:
 
     image: "RgbImage"
     text_cached: bool | None = None
-    """The prompt had been encoded before."""
+    """Whether the prompt had been encoded before; None where prompts are not encoded."""
 
 
 class Engine(Protocol):
