@@ -93,7 +93,9 @@ def build_embedded_model(folder: Path) -> None:
         _join_latent_pixels(pipeline.transformer)
         _smooth(pipeline.vae)
     pipeline.save_pretrained(folder, safe_serialization=True)
-    write_manifest(folder, Manifest(source="embedded", revision=str(RECIPE), files=folder_entries(folder)))
+    write_manifest(
+        folder, Manifest(source="embedded-flux", revision=str(RECIPE), files=folder_entries(folder))
+    )
 
 
 def _assemble() -> FluxPipeline:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from gpu_worker.quantizer.source import TensorReader
 from gpu_worker.quantizer.work import Piece
 
 UNFINISHED_SUFFIX = ".unfinished"
+_READ_AND_WRITE = 0o666
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +123,8 @@ def _save(tensors: dict[str, torch.Tensor], layout: BlockLayout, file: Path) -> 
         save_file(tensors, unfinished, {METADATA_KEY: layout.model_dump_json()})
     except SafetensorError as error:
         raise OSError(f"{unfinished}: {error}") from error
+    # safetensors lets the owner alone read it; a worker may be another user, as the folder says.
+    unfinished.chmod(stat.S_IMODE(file.parent.stat().st_mode) & _READ_AND_WRITE)
     sync(unfinished)
     unfinished.replace(file)
     sync(file.parent)

@@ -102,7 +102,7 @@ def test_a_changed_byte_and_a_copy_without_a_manifest_are_noticed(tmp_path: Path
     before = digests(folder)
     manifest = read_manifest(folder)
     assert manifest is not None
-    assert (manifest.source, manifest.revision) == ("embedded", str(RECIPE))
+    assert (manifest.source, manifest.revision) == ("embedded-flux", str(RECIPE))
     check_digests(folder, manifest, lambda _count: None)
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")

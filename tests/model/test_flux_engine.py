@@ -231,7 +231,7 @@ def test_loading_tells_progress_and_the_card_says_what_was_loaded(embedded_folde
     )
     assert [percent for _, percent in told] == sorted(percent for _, percent in told)
     assert "loading transformer" in {what for what, _ in told}
-    assert (card.engine, card.name) == ("flux", embedded_folder.name)
+    assert (card.engine, card.name) == ("flux", "embedded-flux")
     if not torch.cuda.is_available():
         assert (card.precision, card.device) == ("fp32", "cpu")
         assert "CPU" in card.warning

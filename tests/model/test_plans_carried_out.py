@@ -261,7 +261,7 @@ def test_the_embedded_model_has_the_plain_plan(embedded_folder: Path) -> None:
     card = FluxEngine(embedded_folder, device="cpu", threads=1).load(lambda _what, _percent: None)
     assert card.memory_plan == "fp32, about 0.6 GB expected"
     assert "torch 2." in card.versions
-    assert (card.revision, card.quantization) == ("", "")
+    assert (card.name, card.revision, card.quantization) == ("embedded-flux", "1", "")
 
 
 def test_a_plan_for_another_kind_of_folder_is_refused(embedded_folder: Path) -> None:
@@ -324,6 +324,7 @@ def test_a_full_device_and_a_small_one_are_told_apart(
 
 def test_the_card_says_what_the_manifest_says(embedded_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(embedded_folder, tmp_path / "FLUX.1-dev"))
+    (folder / "flux-server.json").unlink()
     engine = FluxEngine(folder, device="cpu", threads=1)
     without = engine.load(lambda _what, _percent: None)
     assert without.name == "FLUX.1-dev"

@@ -212,6 +212,11 @@ def test_a_source_that_is_not_what_its_manifest_says(
     assert weights(source / "transformer").name in capsys.readouterr().err
 
 
+def test_whoever_may_read_the_folder_may_read_its_files(quantized_folder: Path) -> None:
+    for file in (file for file in quantized_folder.rglob("*") if file.is_file()):
+        assert file.stat().st_mode & 0o777 == file.parent.stat().st_mode & 0o666, file
+
+
 def test_the_files_say_what_they_are(quantized_folder: Path) -> None:
     layout = read_header(quantized_folder / "transformer" / "block-002.safetensors").layout
     assert layout is not None
