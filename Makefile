@@ -6,14 +6,17 @@ PIP := $(VENV)/bin/python -m pip install --no-input -qq
 COPIED := $(wildcard proto/image_gen_pb2*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test clean
+.PHONY: help venv demo serve test clean
 
 help:
 	@echo "make demo    draw one image with the whole service on this machine, to demo.png"
 	@echo "make serve   run the service in the foreground until Ctrl-C; API_KEYS=key1,key2 sets the keys"
+	@echo "make venv    only install, into .venv/"
 	@echo "make test    all checks and tests"
 	@echo "make clean   remove all that these have made"
 	@echo "PYTHON=...   another Python than python3.11, at least 3.11"
+
+venv: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	@$(VENV)/bin/python -m deploy.demo
