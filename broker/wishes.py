@@ -5,7 +5,7 @@ from enum import Enum, auto
 from typing import Final
 
 from broker.jobs import Dispatched, JobTable, key_of
-from broker.workers import Worker, WorkerTable
+from broker.workers import Offered, Worker, WorkerTable
 from proto.messages import HeldOutcome, JobClaim, RunningExecution
 
 MAX_REMEMBERED: Final = 4096
@@ -60,16 +60,24 @@ class WishMaker:
             wish = self._wish_for(outcome, doubts)
             if wish is not None:
                 wanted[wish].append(outcome.execution_id)
-        running = worker.running
-        is_wanted = running is None or self.jobs.wanting(running.execution_id) is not None
+        unwanted = self._unwanted(worker, doubts)
         return Wishes(
-            cancel=()
-            if running is None or is_wanted or self.goes_on(running, doubts)
-            else (running.execution_id,),
+            cancel=() if unwanted is None else (unwanted,),
             release=tuple(wanted[_Wish.RELEASE]),
             keep=tuple(wanted[_Wish.KEEP]),
             resend=tuple(wanted[_Wish.RESEND]),
         )
+
+    def _unwanted(self, worker: Worker, doubts: Doubts) -> bytes | None:
+        """What runs there for nobody, or will when the START arrives that was sent last."""
+        match worker.running or worker.slot:
+            case RunningExecution(execution_id=execution_id) as running:
+                is_wanted = self.jobs.wanting(execution_id) is not None or self.goes_on(running, doubts)
+            case Offered(execution_id=execution_id):
+                is_wanted = self.jobs.wanting(execution_id) is not None
+            case _:
+                return None
+        return None if is_wanted else execution_id
 
     def goes_on(self, running: RunningExecution, doubts: Doubts) -> bool:
         """Whether what runs for no known job is let run: somebody may ask for its image."""

@@ -28,14 +28,14 @@ def preload_modules(choice: EngineChoice) -> tuple[str, ...]:
     """What an engine process of this choice imports."""
     match choice:
         case Fake():
-            engine = "gpu_worker.engines.fake"
+            return ("gpu_worker.engine_child", "gpu_worker.engines.fake")
         case FluxFolder():
             engine = "gpu_worker.engines.flux"
         case Embedded():
             engine = "gpu_worker.engines.embedded"
         case _:
             assert_never(choice)
-    return ("gpu_worker.engine_child", engine)
+    return ("torch", "gpu_worker.engine_child", engine)
 
 
 _handles: Final[list[ProcessHandle]] = []

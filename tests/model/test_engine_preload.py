@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from gpu_worker.engine_forkserver import preload_modules
+from gpu_worker.model_store import Embedded
 from gpu_worker.preload_request import PRELOAD_MODULE, PRELOAD_REQUEST, PreloadRequest
 
 RECORDER = """
@@ -20,21 +22,28 @@ def record(name):
         return original(*arguments, **options)
     setattr(torch.cuda, name, recorded)
 
-for name in ("_lazy_init", "is_available", "device_count", "current_device", "get_device_properties"):
+for name in ("_lazy_init", "current_device", "get_device_properties"):
     record(name)
+
+# As a build with CUDA has it: this is what asks the driver, and what diffusers gets to when it is imported.
+torch._C._cuda_getDeviceCount = lambda: used.append("_cuda_getDeviceCount") or 1
+torch._C._cuda_getCurrentRawStream = None
+torch.accelerator.current_accelerator = lambda check_available=False: torch.device("cuda")
+driver = torch._C._cuda_getDeviceCount
 """
 FORKSERVER = f"""
 import gc, json, os, sys
 import {PRELOAD_MODULE}
 print(json.dumps({{
     "used": sys.modules["gpu_use_recorder"].used,
+    "driver_is_back": sys.modules["torch"]._C._cuda_getDeviceCount is sys.modules["gpu_use_recorder"].driver,
     "imported": sorted(sys.modules),
     "threads": len(os.listdir("/proc/self/task")),
     "frozen": gc.get_freeze_count(),
     "environment": dict(os.environ),
 }}))
 """
-MODULES = ("gpu_worker.engine_child", "gpu_worker.engines.embedded")
+MODULES = preload_modules(Embedded(cache_dir=Path(), warning=""))
 
 
 def test_it_has_the_libraries_one_thread_and_no_gpu(tmp_path: Path) -> None:
@@ -55,8 +64,10 @@ def test_it_has_the_libraries_one_thread_and_no_gpu(tmp_path: Path) -> None:
     assert {"diffusers", "torch", "transformers", *MODULES} <= set(found["imported"])
     # Asking for the number of GPUs is enough: no fork could use one after that.
     assert found["used"] == []
+    assert found["driver_is_back"]
     assert found["threads"] == 1
     assert found["frozen"] > 100_000
     environment = found["environment"]
     assert (environment["CUDA_VISIBLE_DEVICES"], environment["HF_HUB_OFFLINE"]) == ("7", "1")
-    assert not {PRELOAD_REQUEST, "OPENBLAS_NUM_THREADS"} & set(environment)
+    passing = {PRELOAD_REQUEST, "OPENBLAS_NUM_THREADS", "PYTORCH_NVML_BASED_CUDA_CHECK"}
+    assert not passing & set(environment)
