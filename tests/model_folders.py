@@ -74,7 +74,7 @@ def failing_after(calls: int, error: BaseException) -> Iterator[list[int]]:
 
 
 def load(folder: Path, *, dtype: torch.dtype = torch.float32, expand: bool = False) -> Any:
-    how = LoadPlan(device=CPU, t5_device=CPU, dtype=dtype, expand=expand)
+    how = LoadPlan(device=CPU, t5_device=CPU, dtype=dtype, t5_dtype=dtype, expand=expand)
     return load_pipeline(folder, how, lambda _what, _percent: None)
 
 

@@ -60,8 +60,10 @@ def load_pipeline(folder: Path, how: LoadPlan, on_progress: LoadProgress) -> Flu
     components: dict[str, Any] = {}
     for large in LARGE:
         progress.begin(f"loading {large}")
-        device = how.t5_device if large == "text_encoder_2" else how.device
-        to = Destination(device=device, dtype=how.dtype, expand=how.expand)
+        device, dtype = (
+            (how.t5_device, how.t5_dtype) if large == "text_encoder_2" else (how.device, how.dtype)
+        )
+        to = Destination(device=device, dtype=dtype, expand=how.expand)
         components[large] = load_large(large, folder / large, files[large], to, progress.add)
     for small in _SMALL:
         progress.begin(f"loading {small}")

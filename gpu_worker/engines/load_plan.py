@@ -13,6 +13,7 @@ class LoadPlan:
     """Of the transformer, CLIP and the VAE."""
     t5_device: torch.device
     dtype: torch.dtype
-    """Of all weights but those that stay in 4 bits."""
+    """Of all weights but T5's and those that stay in 4 bits."""
+    t5_dtype: torch.dtype
     expand: bool
     """4-bit weights become plain ones of `dtype`, layer by layer while they load."""

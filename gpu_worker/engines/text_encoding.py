@@ -91,4 +91,6 @@ class TextEncoding:
         prompt_embeds, pooled_prompt_embeds, _ = self._pipeline.encode_prompt(
             prompt=prompt, prompt_2=None, device=self._device, max_sequence_length=tokens_max
         )
-        return EncodedPrompt(prompt_embeds, pooled_prompt_embeds)
+        # The pipeline draws in the dtype of what it is given, and T5 may have computed in another.
+        dtype = self._pipeline.transformer.dtype
+        return EncodedPrompt(prompt_embeds.to(dtype), pooled_prompt_embeds.to(dtype))

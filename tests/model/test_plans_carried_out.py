@@ -99,9 +99,10 @@ def test_what_a_plan_has_loaded_where(plan: MemoryPlan, expected: tuple[str, str
     how = flux.load_plan(plan, torch.device("cuda", 0))
     assert (how.device.type, how.t5_device.type, how.expand) == expected
     assert how.dtype is torch.bfloat16
+    assert how.t5_dtype is (torch.float32 if plan is MemoryPlan.T5_ON_CPU else torch.bfloat16)
     cpu = torch.device("cpu")
     assert flux.load_plan(MemoryPlan.BF16, cpu) == LoadPlan(
-        device=cpu, t5_device=cpu, dtype=torch.float32, expand=False
+        device=cpu, t5_device=cpu, dtype=torch.float32, t5_dtype=torch.float32, expand=False
     )
 
 

@@ -4,9 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from gpu_worker.engines import flux
 from gpu_worker.engines.engine import EngineJob, ModelUnusable
 from gpu_worker.engines.flux import FluxEngine
+from gpu_worker.engines.flux_loading import load_pipeline
+from gpu_worker.engines.load_plan import LoadPlan
+from gpu_worker.engines.text_encoding import TextEncoding
 from gpu_worker.memory_plan import MemoryPlan
 from gpu_worker.weight_headers import read_footprint
 from proto.messages import ImageParameters
@@ -34,6 +39,21 @@ def test_one_picture_by_every_plan(quantized_folder: Path) -> None:
     for plan, (picture, told) in pictures.items():
         assert told.startswith((plan or MemoryPlan.EXPANDED).value)
         assert np.abs(picture.astype(int) - expected.astype(int)).max() <= 1, plan
+
+
+def test_t5_may_compute_in_another_type_than_the_rest(
+    quantized_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = torch.device("cpu")
+    how = LoadPlan(device=cpu, t5_device=cpu, dtype=torch.bfloat16, t5_dtype=torch.float32, expand=False)
+    monkeypatch.setattr(flux, "load_plan", lambda _plan, _device: how)
+    picture, _ = drawn(quantized_folder, MemoryPlan.T5_ON_CPU)
+    assert picture.std() > 0
+    pipeline = load_pipeline(quantized_folder, how, lambda _what, _percent: None)
+    assert (pipeline.text_encoder_2.dtype, pipeline.transformer.dtype) == (torch.float32, torch.bfloat16)
+    text = TextEncoding(pipeline, device=cpu, offload_to=None, cache_bytes_max=0)
+    encoded, _ = text.encode("a cat")
+    assert encoded.prompt_embeds.dtype is torch.bfloat16
 
 
 def test_a_4_bit_folder_has_no_plain_plan(quantized_folder: Path) -> None:

@@ -150,14 +150,16 @@ def test_each_model_goes_where_the_plan_wants_it(plain: Path, monkeypatch: pytes
     monkeypatch.setattr(flux_loading, "load_large", placing)
     gpu = torch.device("cuda", 0)
     for device, t5_device in [(CPU, gpu), (CPU, CPU)]:
-        how = LoadPlan(device=device, t5_device=t5_device, dtype=torch.float32, expand=False)
+        how = LoadPlan(
+            device=device, t5_device=t5_device, dtype=torch.float32, t5_dtype=torch.float32, expand=False
+        )
         load_pipeline(plain, how, lambda _what, _percent: None)
         assert places == {"transformer": device, "text_encoder_2": t5_device}
 
 
 def test_progress_counts_the_bytes_that_are_checked_and_loaded(quantized: Path) -> None:
     told: list[tuple[str, int]] = []
-    how = LoadPlan(device=CPU, t5_device=CPU, dtype=torch.float32, expand=False)
+    how = LoadPlan(device=CPU, t5_device=CPU, dtype=torch.float32, t5_dtype=torch.float32, expand=False)
     load_pipeline(quantized, how, lambda what, percent: told.append((what, percent)))
     assert len(set(told)) == len(told)
     percents = [percent for _, percent in told]
