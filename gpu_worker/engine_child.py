@@ -121,7 +121,7 @@ class EngineChild:
             return EXIT_BAD_CONFIGURATION
         except NotEnoughFreeMemory as error:
             log.error("not enough memory for the model now", reason=str(error))
-            self._say_farewell(LastWords(reason=str(error)))
+            self._say_farewell(LastWords(reason=str(error), temporary=True))
             return _EXIT_ERROR
         except EngineBroken as error:
             log.error("engine broken", reason=str(error))

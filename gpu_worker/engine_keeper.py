@@ -151,8 +151,15 @@ class EngineKeeper:
         self.state = Dying(self.state.child, failures, reason, parameters_digest)
         return self.state.child
 
-    def gone(self, reason: str, parameters_digest: bytes | None, now: float) -> float:
-        """It has ended, with or without a job as for `kill`. Gives the seconds until the next is started."""
+    def gone(
+        self, reason: str, parameters_digest: bytes | None, now: float, *, temporary: bool = False
+    ) -> float:
+        """It has ended, with or without a job as for `kill`. Gives the seconds until the next is started.
+
+        `temporary` as in `EngineExited`: such tries do not count.
+        """
+        if temporary:
+            self.never_ready = 0
         if isinstance(self.state, Dying):
             # Its job may have come to an end in the meantime.
             parameters_digest = self.state.parameters_digest

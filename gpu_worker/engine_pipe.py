@@ -61,8 +61,9 @@ class LastWords:
 
     reason: str
     hopeless: bool = False
+    temporary: bool = False
     code: FailureCode | None = None
-    """These three as in `EngineExited`."""
+    """These as in `EngineExited`."""
 
 
 Command = RunCommand | CancelCommand

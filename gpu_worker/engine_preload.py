@@ -31,9 +31,6 @@ def _preload(request: PreloadRequest) -> None:
             _import(module)
             if module == "torch":
                 guards.enter_context(_gpus_out_of_reach())
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        raise RuntimeError(f"importing {', '.join(request.modules)} has used a GPU: no fork of it could")
     # What was imported stays: the collector need not look at it again, nor copy its pages by doing so.
     gc.collect()
     gc.freeze()

@@ -218,7 +218,11 @@ class EngineProcess:
     def _end(self, words: LastWords) -> None:
         """`words` are the process's own, or what can be said of a silent one."""
         exited = EngineExited(
-            child=self._child, reason=words.reason, hopeless=words.hopeless, code=words.code
+            child=self._child,
+            reason=words.reason,
+            hopeless=words.hopeless,
+            temporary=words.temporary,
+            code=words.code,
         )
         self._on_event(exited)
         self._gone.set()

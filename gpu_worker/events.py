@@ -95,6 +95,8 @@ class EngineExited:
     """For people: the exit code or signal, or the error that it ended with."""
     hopeless: bool = False
     """The model itself is unusable: starting again cannot help until somebody changes something."""
+    temporary: bool = False
+    """It cannot load while others take what it needs: it is tried again however often that takes."""
     code: FailureCode | None = None
     """What it says its end means for the job in it; None if it could say nothing."""
 

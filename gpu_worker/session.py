@@ -204,7 +204,12 @@ class Session:
         if event.hopeless:
             self._leave(reason, EXIT_BAD_CONFIGURATION)
             return
-        pause_s = self.engine.gone(reason, None if busy is None else busy.claim.parameters_digest, now)
+        pause_s = self.engine.gone(
+            reason,
+            None if busy is None else busy.claim.parameters_digest,
+            now,
+            temporary=event.temporary,
+        )
         self.broker.contact.report_soon(now)
         if self.drain is not None:
             return

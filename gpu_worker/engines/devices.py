@@ -21,7 +21,7 @@ def choose_device(wanted: str, asked_for: str = "") -> torch.device:
     Raises:
         ModelUnusable: there is none such.
     """
-    if torch.cuda._is_in_bad_fork():
+    if wanted != "cpu" and torch.cuda._is_in_bad_fork():
         raise ModelUnusable("the forkserver has asked the driver for GPUs: no engine process can use one")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "cpu" or (wanted == "auto" and gpus == 0):

@@ -59,4 +59,4 @@ def test_too_small_is_hopeless_and_too_full_is_tried_again(
     worker = SilentWorker()
     code = EngineChild(worker, 1).live(Fake(step_s=0, load_s=0, faults=False), EngineOptions())  # type: ignore[arg-type]
     assert code == status
-    assert worker.told[-1] == LastWords(reason=str(error), hopeless=hopeless)
+    assert worker.told[-1] == LastWords(reason=str(error), hopeless=hopeless, temporary=not hopeless)

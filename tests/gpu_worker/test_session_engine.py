@@ -125,6 +125,17 @@ def die_unready(worker: SessionDriver, times: int) -> None:
         worker.exited("no CUDA device")
 
 
+def test_a_device_that_others_fill_is_waited_for_without_end():
+    worker = SessionDriver(engine_failures_max=3)
+    worker.tell(TimerFired())
+    for _ in range(10):
+        worker.wait_for_engine()
+        worker.exited("others use 19.3 GB now", temporary=True)
+    assert worker.of(Exit) == []
+    assert worker.report().activity == "others use 19.3 GB now"
+    worker.become_ready()
+
+
 def test_a_worker_without_hope_of_an_engine_tells_the_broker_and_ends():
     worker = SessionDriver(engine_failures_max=3)
     worker.tell(TimerFired())

@@ -349,3 +349,10 @@ def test_how_4_bit_weights_are_told() -> None:
     stored = Quantization(components=["transformer", "text_encoder_2"], tool="hqq 0.2.8")
     assert quantization_title(stored) == "hqq 4-bit, groups of 64 (transformer, text_encoder_2)"
     assert quantization_title(None) == ""
+
+
+def test_a_process_that_no_gpu_would_answer_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    for wanted in ("auto", "cuda"):
+        with pytest.raises(ModelUnusable, match="the forkserver has asked the driver"):
+            choose_device(wanted)
