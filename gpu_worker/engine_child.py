@@ -123,6 +123,10 @@ class EngineChild:
             log.error("not enough memory for the model now", reason=str(error))
             self._say_farewell(LastWords(reason=str(error), temporary=True))
             return _EXIT_ERROR
+        except OutOfDeviceMemory as error:
+            log.error("not enough memory for a first image", reason=str(error))
+            self._say_farewell(LastWords(reason=str(error)))
+            return _EXIT_ERROR
         except EngineBroken as error:
             log.error("engine broken", reason=str(error))
             self._pngs.wait_idle()

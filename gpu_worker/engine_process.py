@@ -151,6 +151,9 @@ class EngineProcess:
             name=f"engine-{self._child}",
             daemon=True,
         )
+        if self._is_to_die():
+            # Starting would make another forkserver, of which nobody knows.
+            raise ConnectionError("killed before it was made")
         process.start()
         if process.pid is None:
             raise OSError("the forkserver did not tell the pid")
@@ -162,6 +165,10 @@ class EngineProcess:
                 # The forkserver was killed just after it had made the process.
                 handle.kill()
         return process, handle
+
+    def _is_to_die(self) -> bool:
+        with self._killing:
+            return self._kill_requested
 
     def _listen(
         self, process: BaseProcess, handle: ProcessHandle, pipe: "Connection[Command, EngineMessage]"

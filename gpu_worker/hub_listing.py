@@ -23,8 +23,8 @@ _NEEDED: Final = re.compile(
 _PARTS: Final = {
     "model_index.json": r"model_index\.json",
     "scheduler/scheduler_config.json": r"scheduler/scheduler_config\.json",
-    "tokenizer/*.json": r"tokenizer/.+\.json",
-    "tokenizer_2/*.json": r"tokenizer_2/.+\.json",
+    "tokenizer/tokenizer.json or merges.txt": r"tokenizer/(?:tokenizer\.json|merges\.txt)",
+    "tokenizer_2/tokenizer.json or spiece.model": r"tokenizer_2/(?:tokenizer\.json|spiece\.model)",
 } | {
     f"{name}/{file}": rf"{name}/{pattern}"
     for name in ("transformer", "vae", "text_encoder", "text_encoder_2")

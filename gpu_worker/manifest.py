@@ -21,7 +21,8 @@ BytesDone = Callable[[int], None]
 
 def _inside(path: str) -> str:
     parts = PurePosixPath(path).parts
-    if not parts or path != "/".join(parts) or parts[0] == "/" or ".." in parts or "\\" in path:
+    strange = {"\\", "\0"} & set(path)
+    if not parts or path != "/".join(parts) or parts[0] == "/" or ".." in parts or strange:
         raise ValueError("must be a plain path inside the folder")
     return path
 

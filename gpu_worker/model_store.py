@@ -28,6 +28,12 @@ _PLAIN: Final = {
     "tokenizer_2": ("T5TokenizerFast", "T5Tokenizer"),
     "scheduler": ("FlowMatchEulerDiscreteScheduler",),
 }
+_ESSENTIAL: Final = {
+    "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+    "tokenizer_2": (("tokenizer.json",), ("spiece.model",)),
+    "scheduler": (("scheduler_config.json",),),
+}
+"""One of these sets of files makes the component: without a vocabulary the libraries make an empty one."""
 _QUANTIZED_HERE: Final = (
     "bf16, fp16 or fp32 is expected, or 4-bit weights that `python -m gpu_worker quantize` makes of them;"
     " HighCWu/FLUX.1-dev-4bit, which mixes NF4 and HQQ, cannot be read"
@@ -180,10 +186,18 @@ def _component_problems(
     if not (folder / name).is_dir():
         return [f"folder {name} is missing"]
     if name in _PLAIN:
-        return [] if any((folder / name).glob("*.json")) else [f"folder {name} has no .json file"]
+        return _plain_problems(folder / name)
     quantization = None if manifest is None else manifest.quantization
     ours = quantization is not None and name in quantization.components
     return _weight_problems(folder / name, quantized_by_us=ours)
+
+
+def _plain_problems(component: Path) -> list[str]:
+    choices = _ESSENTIAL[component.name]
+    if any(all((component / file).is_file() for file in files) for files in choices):
+        return []
+    expected = " or ".join(" with ".join(files) for files in choices)
+    return [f"folder {component.name} has no {expected}"]
 
 
 def _weight_problems(component: Path, *, quantized_by_us: bool) -> list[str]:
@@ -202,7 +216,7 @@ def _weight_problems(component: Path, *, quantized_by_us: bool) -> list[str]:
 def _read_object(file: Path) -> dict[str, object]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelUnusable(f"{file.absolute()}: cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ModelUnusable(f"{file.absolute()}: a JSON object is expected")

@@ -198,6 +198,6 @@ def _report(state: str, folder: Path, manifest: Manifest) -> None:
     size = _gb(sum(entry.size_bytes for entry in manifest.files.values()))
     print(
         f"{folder} {state}: {len(manifest.files)} files, {size}, {manifest.source} at {manifest.revision}\n"
-        f"next: python -m gpu_worker --model-dir {folder}\n"
-        "or, for 4-bit weights: python -m gpu_worker quantize"
+        f"next: FLUX_WORKER_MODEL_DIR={folder} make serve\n"
+        f"or, for 4-bit weights: {sys.executable} -m gpu_worker quantize --source {folder}"
     )

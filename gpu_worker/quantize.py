@@ -101,7 +101,7 @@ def _run(settings: QuantizeSettings) -> int:
         )
     for line in report.lines():
         print(line)
-    print(f"made {target}; start a worker with it: python -m gpu_worker --model-dir {target}")
+    print(f"made {target}; next: FLUX_WORKER_MODEL_DIR={target} make serve")
     return 0
 
 

@@ -21,6 +21,7 @@ _GROUP_SUFFIXES: Final = (".scale", ".zero")
 _T5_TWICE: Final = ("shared.weight", "encoder.embed_tokens.weight")
 """One tensor; files hold one of the names or both."""
 
+_WIDTH_MAX: Final = 1 << 20
 # Of FLUX.1-dev.
 _TRANSFORMER_WIDTH: Final = 3072
 _T5_WIDTH: Final = 4096
@@ -90,12 +91,12 @@ def _config(component: Path) -> dict[str, Any]:
     file = component / "config.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelUnusable(f"{file.absolute()}: cannot be read: {first_line(error)}") from error
     return content if isinstance(content, dict) else {}
 
 
 def _integer(config: dict[str, Any], name: str) -> int:
-    """0 for what is missing or no number."""
+    """0 for what is missing, or no number that a model could have."""
     value = config.get(name)
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) and 0 < value < _WIDTH_MAX else 0

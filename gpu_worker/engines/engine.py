@@ -75,7 +75,7 @@ class Engine(Protocol):
         """Bring the model to the device. Raises `ModelUnusable`, `NotEnoughFreeMemory`."""
 
     def warm_up(self) -> None:
-        """Draw one image, so that the first job is as fast as the next. Raises `NotEnoughFreeMemory`."""
+        """Draw one image, so that the first job is as fast as the next. Raises `OutOfDeviceMemory`."""
 
     def generate(self, job: EngineJob, on_progress: JobProgress) -> Drawing:
         """Draw an image of exactly the size asked for.

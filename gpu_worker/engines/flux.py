@@ -143,7 +143,8 @@ class FluxEngine:
         try:
             self.generate(job, lambda _phase, _step: None)
         except OutOfDeviceMemory as error:
-            raise NotEnoughFreeMemory(
+            # Not for others to mend: the plan expected less than it takes.
+            raise OutOfDeviceMemory(
                 f"memory plan {loaded.plan_title}: out of memory in a first image of {side} x {side}: {error}"
             ) from error
         if loaded.device.type == "cuda":

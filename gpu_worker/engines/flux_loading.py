@@ -15,6 +15,7 @@ import diffusers.utils.logging
 import huggingface_hub.constants
 import transformers.utils.logging
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer, T5TokenizerFast
@@ -34,6 +35,20 @@ from gpu_worker.model_store import check_flux_folder
 _SMALL: Final = ("text_encoder", "vae")
 # A table of 0, 1, 2, ... that older versions saved with CLIP.
 _HARMLESS: Final = re.compile(r"(?:text_model\.)?embeddings\.position_ids")
+
+_OF_THE_FILES: Final = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+)
+"""What the libraries raise about configurations and weights that make no sense."""
 
 _Loaded = TypeVar("_Loaded")
 
@@ -157,7 +172,7 @@ def _guarded(path: Path, load: Callable[[], _Loaded]) -> _Loaded:
     """Call `load`; what the libraries raise about the files becomes `ModelUnusable` with their path."""
     try:
         return load()
-    except (OSError, ValueError, TypeError, LookupError, ImportError, RuntimeError, SafetensorError) as error:
+    except _OF_THE_FILES as error:
         if is_out_of_memory(error) or is_poisoned(error):
             raise  # of the device, not of the files
         raise ModelUnusable(f"{path}: cannot be loaded: {first_line(error)}") from error

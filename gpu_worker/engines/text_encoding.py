@@ -29,6 +29,9 @@ class OffloadedWeights:
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
+        if self._device.type == "cuda":
+            # What the last drawing left in the allocator's hands is where T5 is to go.
+            torch.cuda.empty_cache()
         # Tensors made in inference mode could not take the places of these.
         with torch.inference_mode(False), torch.no_grad():
             try:

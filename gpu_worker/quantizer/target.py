@@ -19,6 +19,7 @@ from gpu_worker.manifest import (
     read_manifest,
     write_manifest,
 )
+from gpu_worker.model_store import check_flux_folder
 from gpu_worker.quantizer.block_file import UNFINISHED_SUFFIX, sync
 from gpu_worker.quantizer.hqq_layer import hqq_version
 from gpu_worker.quantizer.source import Source
@@ -42,7 +43,7 @@ def is_finished(target: Path, source: Source, wanted: Quantization) -> bool:
     """Whether this very folder was made from this source before.
 
     Raises:
-        ModelUnusable: it is a finished folder, but another one, or the source itself.
+        ModelUnusable: it is a finished folder, but another one, damaged, or the source itself.
     """
     _require_apart(target.resolve(), source.folder.resolve())
     manifest = read_manifest(target) if target.is_dir() else None
@@ -50,6 +51,7 @@ def is_finished(target: Path, source: Source, wanted: Quantization) -> bool:
         return False
     expected = source.name, source.revision, wanted
     if (manifest.source, manifest.revision, manifest.quantization) == expected:
+        check_flux_folder(target)
         return True
     made_by = manifest.quantization.tool if manifest.quantization is not None else "prefetch"
     raise ModelUnusable(

@@ -18,7 +18,7 @@ from gpu_worker.events import (
     EngineReady,
 )
 from gpu_worker.model_store import FluxFolder
-from proto.messages import ImageParameters, JobPhase
+from proto.messages import ImageParameters, JobPhase, ModelCard
 
 _LIMIT_S: Final = 900.0
 
@@ -27,6 +27,8 @@ _LIMIT_S: Final = 900.0
 class Pauses:
     gaps_s: list[float] = field(default_factory=list)
     """From the end of one drawing to the beginning of the next."""
+    model: ModelCard | None = None
+    """That drew."""
     png_delays_s: list[float] = field(default_factory=list)
     """From the end of a drawing to its PNG."""
 
@@ -64,7 +66,8 @@ async def _follow(
     while len(pauses.png_delays_s) < jobs:
         now, event = await heard.get()
         match event:
-            case EngineReady():
+            case EngineReady(model=model):
+                pauses.model = model
                 process.run(_job(begun := begun + 1, side, steps))
             case EngineDrawn(execution_id=execution_id):
                 drawn_at[execution_id] = now

@@ -25,6 +25,7 @@ from gpu_worker.manifest import Manifest, file_entry, write_manifest
 
 Scale = Literal["full", "small"]
 
+T5_TOKENS: Final = 512
 SHARD_BYTES: Final = 4 << 30
 _STANDARD_DEVIATION: Final = 0.02
 """Of the weights, as such models are initialized; norms are 1 and biases 0, so that values stay finite."""
@@ -77,6 +78,7 @@ def make_random_flux(folder: Path, scale: Scale, *, device: str = "cpu", seed: i
     """Write the folder, bf16, with its manifest. `device` is where the random numbers come from."""
     sizes = SIZES[scale]
     build_embedded_model(folder)  # for its tokenizers, scheduler and index
+    _lengthen_prompts(folder / "tokenizer_2" / "tokenizer_config.json")
     generator = torch.Generator(device).manual_seed(seed)
     for name, model in _empty_components(sizes).items():
         _replace(folder / name, model, generator)
@@ -92,6 +94,12 @@ def make_random_flux(folder: Path, scale: Scale, *, device: str = "cpu", seed: i
     files.append(folder / "model_index.json")
     entries = {file.relative_to(folder).as_posix(): file_entry(file) for file in files}
     write_manifest(folder, Manifest(source=f"random-flux-{scale}", revision=str(seed), files=entries))
+
+
+def _lengthen_prompts(tokenizer_config: Path) -> None:
+    """The embedded model's T5 reads 64 tokens of a prompt, the real one 512."""
+    settings = json.loads(tokenizer_config.read_text())
+    tokenizer_config.write_text(json.dumps(settings | {"model_max_length": T5_TOKENS}))
 
 
 def _empty_components(sizes: Sizes) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from gpu.back_to_back import measure_pause
 from gpu.bench import run_offline
 from gpu.measure import allocated, synchronize
 
@@ -47,6 +48,13 @@ def test_a_plan_draws_and_keeps_to_the_memory_that_it_expects(
         peak = max(size["peak_bytes"] for size in figures["sizes"])
         assert peak <= expected - CONTEXT_BYTES - GPU_ALLOWANCE_BYTES + 0.1e9
         assert figures["process_bytes"] <= expected
+
+
+def test_a_forked_engine_process_draws_on_the_gpu(folders: tuple[Path, Path], cuda: str) -> None:
+    pauses = measure_pause(folders[1], cuda, side=64, steps=1, jobs=2)
+    assert len(pauses.gaps_s) == 1
+    assert pauses.model is not None
+    assert pauses.model.device.startswith("cuda")
 
 
 def draw(engine: FluxEngine, side: int) -> Any:

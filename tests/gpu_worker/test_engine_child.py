@@ -8,7 +8,7 @@ import pytest
 from gpu_worker import engine_child
 from gpu_worker.engine_child import EngineChild
 from gpu_worker.engine_pipe import EngineOptions, LastWords
-from gpu_worker.engines.engine import LoadProgress, ModelUnusable, NotEnoughFreeMemory
+from gpu_worker.engines.engine import LoadProgress, ModelUnusable, NotEnoughFreeMemory, OutOfDeviceMemory
 from gpu_worker.engines.fake import FakeEngine
 from gpu_worker.model_store import Fake
 from proto.exit_status import EXIT_BAD_CONFIGURATION
@@ -44,14 +44,20 @@ class Unloadable(FakeEngine):
 
 @pytest.mark.parametrize("in_warm_up", [False, True])
 @pytest.mark.parametrize(
-    ("error", "hopeless", "status"),
+    ("error", "hopeless", "temporary", "status"),
     [
-        (ModelUnusable("memory plan bf16 needs about 37.3 GB"), True, EXIT_BAD_CONFIGURATION),
-        (NotEnoughFreeMemory("others use 19.3 GB now"), False, 1),
+        (ModelUnusable("memory plan bf16 needs about 37.3 GB"), True, False, EXIT_BAD_CONFIGURATION),
+        (NotEnoughFreeMemory("others use 19.3 GB now"), False, True, 1),
+        (OutOfDeviceMemory("memory plan 4bit: out of memory in a first image"), False, False, 1),
     ],
 )
 def test_too_small_is_hopeless_and_too_full_is_tried_again(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, hopeless: bool, status: int, in_warm_up: bool
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    hopeless: bool,
+    temporary: bool,
+    status: int,
+    in_warm_up: bool,
 ) -> None:
     monkeypatch.setattr(
         engine_child, "make_engine", lambda _choice, _options: Unloadable(error, in_warm_up=in_warm_up)
@@ -59,4 +65,4 @@ def test_too_small_is_hopeless_and_too_full_is_tried_again(
     worker = SilentWorker()
     code = EngineChild(worker, 1).live(Fake(step_s=0, load_s=0, faults=False), EngineOptions())  # type: ignore[arg-type]
     assert code == status
-    assert worker.told[-1] == LastWords(reason=str(error), hopeless=hopeless, temporary=not hopeless)
+    assert worker.told[-1] == LastWords(reason=str(error), hopeless=hopeless, temporary=temporary)

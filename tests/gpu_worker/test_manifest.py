@@ -42,6 +42,7 @@ def test_a_folder_without_one(tmp_path: Path) -> None:
         ({"files": {"../secret": ENTRY.model_dump()}}, "secret"),
         ({"files": {"/etc/passwd": ENTRY.model_dump()}}, "passwd"),
         ({"files": {"vae//x": ENTRY.model_dump()}}, "vae"),
+        ({"files": {"vae/a\0b": ENTRY.model_dump()}}, "vae"),
         ({"files": {"x": {"size_bytes": -1, "sha256": "0" * 64}}}, "size_bytes"),
         ({"files": {"x": {"size_bytes": 1, "sha256": "short"}}}, "sha256"),
         ({"quantization": {"components": ["vae"], "tool": "x"}}, "quantization"),

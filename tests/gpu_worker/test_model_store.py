@@ -40,7 +40,10 @@ def flux_folder(tmp_path: Path) -> Path:
     for name in INDEX:
         if not name.startswith("_"):
             (folder / name).mkdir(parents=True)
-            (folder / name / "config.json").write_text("{}")
+            plain = {"scheduler": "scheduler_config.json"} | dict.fromkeys(
+                ("tokenizer", "tokenizer_2"), "tokenizer.json"
+            )
+            (folder / name / plain.get(name, "config.json")).write_text("{}")
     for name in WEIGHTED:
         (folder / name / "model.safetensors").touch()
     (folder / "model_index.json").write_text(json.dumps(INDEX))
@@ -96,11 +99,15 @@ def test_what_is_wrong_is_named(flux_folder: Path) -> None:
     (flux_folder / "transformer" / "model.safetensors").rename(
         flux_folder / "transformer" / "pytorch_model.bin"
     )
-    (flux_folder / "scheduler" / "config.json").unlink()
+    (flux_folder / "scheduler" / "scheduler_config.json").unlink()
+    (flux_folder / "tokenizer" / "tokenizer.json").rename(flux_folder / "tokenizer" / "vocab.json")
+    (flux_folder / "tokenizer_2" / "tokenizer.json").rename(flux_folder / "tokenizer_2" / "spiece.model")
     told = refusal()
     assert "vae/config.json is missing" in told
     assert "transformer has no .safetensors file; pytorch_model.bin is not read" in told
-    assert "scheduler has no .json file" in told
+    assert "scheduler has no scheduler_config.json" in told
+    assert "tokenizer has no tokenizer.json or vocab.json with merges.txt" in told
+    assert "tokenizer_2 has no" not in told
     (flux_folder / "scheduler").rmdir()
     assert "folder scheduler is missing" in refusal()
     (flux_folder / "text_encoder" / "config.json").write_text('{"quantization_config": {"bits": 4}}')
@@ -144,12 +151,12 @@ def test_a_folder_is_held_to_its_manifest(flux_folder: Path) -> None:
     (flux_folder / "tokenizer" / "deeper").mkdir()
     (flux_folder / "tokenizer" / "deeper" / "planted.json").touch()
     (flux_folder / "text_encoder" / "model.safetensors").write_bytes(b"12")
-    (flux_folder / "scheduler" / "config.json").rename(flux_folder / "scheduler" / "other.json")
+    (flux_folder / "scheduler" / "scheduler_config.json").rename(flux_folder / "scheduler" / "other.json")
     told = refusal_of(flux_folder)
     assert "transformer/planted.safetensors is not listed" in told
     assert "tokenizer/deeper/planted.json is not listed" in told
     assert "text_encoder/model.safetensors has 2 bytes, 0 are listed" in told
-    assert "scheduler/config.json is missing" in told
+    assert "scheduler/scheduler_config.json is missing" in told
     (flux_folder / MANIFEST_NAME).write_text("{}")
     assert "not a manifest" in refusal_of(flux_folder)
 

@@ -7,8 +7,9 @@ import pytest
 from gpu.back_to_back import measure_pause
 from gpu.bench import plan_rows
 from gpu.measure import main as measure
-from gpu.random_flux import make_random_flux
+from gpu.random_flux import T5_TOKENS, make_random_flux
 
+from gpu_worker.engines.flux import FluxEngine
 from gpu_worker.memory_plan import MemoryPlan
 
 
@@ -17,6 +18,14 @@ def random_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("random") / "random-flux"
     make_random_flux(folder, "small")
     return folder
+
+
+def test_prompts_are_as_long_as_the_real_ones(random_flux: Path) -> None:
+    engine = FluxEngine(random_flux, device="cpu", threads=1)
+    engine.load(lambda _what, _percent: None)
+    assert engine._loaded is not None
+    encoded, _ = engine._loaded.text.encode("a cat")
+    assert encoded.prompt_embeds.shape[1] == T5_TOKENS
 
 
 def test_a_plan_is_measured_beside_the_stock_pipeline(

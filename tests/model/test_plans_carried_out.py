@@ -232,7 +232,7 @@ def test_a_plan_that_does_not_fit_shows_in_the_first_image(
     engine, _ = load(embedded_folder, monkeypatch, MemoryPlan.PACKED)
     transformer = pipeline_of(engine).transformer
     monkeypatch.setattr(transformer, "forward", Failing(transformer.forward, 9))
-    with pytest.raises(NotEnoughFreeMemory, match=r"memory plan 4bit, about 1.0 GB expected: .* first image"):
+    with pytest.raises(OutOfDeviceMemory, match=r"memory plan 4bit, about 1.0 GB expected: .* first image"):
         engine.warm_up()
 
 

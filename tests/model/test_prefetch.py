@@ -111,7 +111,8 @@ def test_just_what_is_needed_is_downloaded_and_described(hub: FakeHub, run: Pref
     assert_whole(hub, folder)
     assert f"{len(wanted(hub))} files" in told.out
     assert f"{REPOSITORY} at {COMMIT}" in told.out
-    assert f"next: python -m gpu_worker --model-dir {folder}" in told.out
+    assert f"next: FLUX_WORKER_MODEL_DIR={folder} make serve" in told.out
+    assert f"quantize --source {folder}" in told.out
     by_path = {path: authorization for path, _, authorization in hub.asked}
     assert by_path[f"/{REPOSITORY}/resolve/{COMMIT}/{WEIGHTS}"] == f"Bearer {TOKEN}"
     assert by_path[f"/content/{WEIGHTS}"] is None, "the token stays with the Hub"

@@ -152,7 +152,7 @@ def test_what_it_prints(source: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in printed[:2]] == ["transformer", "text_encoder_2"]
     assert "40 layers, relative error 6." in printed[0]
-    assert printed[2].endswith(f"python -m gpu_worker --model-dir {tmp_path / 'made'}")
+    assert printed[2].endswith(f"next: FLUX_WORKER_MODEL_DIR={tmp_path / 'made'} make serve")
     manifest = read_manifest(tmp_path / "made")
     assert manifest is not None
     assert manifest.quantization is not None

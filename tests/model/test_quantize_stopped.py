@@ -67,6 +67,16 @@ def test_a_finished_folder_is_left_alone(
     assert contents(quantized_folder) == before
 
 
+def test_a_finished_folder_that_was_damaged_is_no_finished_one(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "made"
+    assert quantize(source, made, "--fast") == DONE
+    (made / "transformer" / "rest.safetensors").unlink()
+    assert quantize(source, made, "--fast") == BAD
+    assert "transformer/rest.safetensors is missing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("change", ["other weights", "other method", "damaged file", "other versions"])
 def test_what_an_earlier_run_made_of_something_else_is_made_again(
     source: Path, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch

@@ -23,6 +23,8 @@ from safetensors.torch import save_file
 
 from gpu_worker.block_layout import METADATA_KEY
 from gpu_worker.engines import flux_loading, strict_loading
+from gpu_worker.engines.engine import ModelUnusable
+from gpu_worker.engines.flux import FluxEngine
 from gpu_worker.engines.flux_architecture import LargeComponent, empty_model
 from gpu_worker.engines.flux_loading import load_pipeline
 from gpu_worker.engines.load_plan import LoadPlan
@@ -341,3 +343,23 @@ def test_files_of_which_nobody_knows_which_are_meant(plain: Path) -> None:
 def test_the_configuration_of_another_model(plain: Path, component: str, content: dict[str, Any]) -> None:
     (plain / component / "config.json").write_text(json.dumps(content))
     assert str(plain / component) in refusal(plain)
+
+
+@pytest.mark.parametrize(
+    ("component", "changes"),
+    [
+        ("transformer", {"num_attention_heads": 10**400}),
+        ("transformer", {"num_layers": "two"}),
+        ("text_encoder_2", {"d_model": -64}),
+        ("text_encoder_2", {"num_heads": "four"}),
+        ("text_encoder", {"hidden_size": "wide"}),
+        ("vae", {"block_out_channels": []}),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_named(
+    plain: Path, component: str, changes: dict[str, object]
+) -> None:
+    file = plain / component / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ModelUnusable, match=component):
+        FluxEngine(plain, device="cpu", threads=1).load(lambda _what, _percent: None)
