@@ -5,10 +5,11 @@ may be ten gigabytes. So only its transfer (`http_get`, with retries and a progr
 unfinished files are ours. That is plain HTTP: hf_xet takes no part, installed or not.
 """
 
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -98,6 +99,16 @@ class _Stopped(Exception):
     """Out of a transfer that another one's failure, or a person, has ended."""
 
 
+@contextmanager
+def _ended_by_the_next() -> Iterator[None]:
+    """Another Ctrl-C ends the process: a transfer that stalls notices the first one a minute later."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class _Transfer:
     """A few threads, which end with the first failure."""
 
@@ -115,9 +126,10 @@ class _Transfer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_exception: object) -> None:
         self._stop.set()
-        self._pool.shutdown(cancel_futures=True)
+        with _ended_by_the_next() if kind is KeyboardInterrupt else nullcontext():
+            self._pool.shutdown(cancel_futures=True)
 
     def run(self, files: Sequence[HubFile]) -> dict[str, FileEntry]:
         running = {self._pool.submit(self._bring, file): file.path for file in files}

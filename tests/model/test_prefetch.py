@@ -200,14 +200,25 @@ def test_a_reset_in_the_middle_needs_no_second_run(
     assert_whole(hub, folder)
 
 
+def soon(is_so: Callable[[], bool]) -> bool:
+    never = threading.Event()
+    return is_so() or any(not never.wait(0.01) and is_so() for _ in range(3000))
+
+
 def test_ctrl_c_stops_it_and_the_next_run_goes_on(hub: FakeHub, run: Prefetch, folder: Path) -> None:
+    would_end_at_once: list[bool] = []
+
     def interrupt(name: str) -> None:
         if name == WEIGHTS:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            would_end_at_once.append(soon(lambda: signal.getsignal(signal.SIGINT) is signal.SIG_DFL))
 
+    before = signal.getsignal(signal.SIGINT)
     hub.on_content = interrupt
     told = run()
     assert told.status == 130
+    assert would_end_at_once == [True], "the next Ctrl-C, while the transfer stalls"
+    assert signal.getsignal(signal.SIGINT) is before
     assert "stopped; run it again, it goes on where it was" in told.err
     assert read_manifest(folder) is None
     hub.on_content = lambda _name: None
