@@ -26,10 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_command(command: str, arguments: list[str]) -> int:
     try:
         module = importlib.import_module(f"gpu_worker.{command}")
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         print(
-            f"gpu_worker {command}: the module {error.name} is missing:"
-            f" pip install -r {_REQUIREMENTS[command]}",
+            f"gpu_worker {command}: {error}: {sys.executable} -m pip install -r {_REQUIREMENTS[command]}",
             file=sys.stderr,
         )
         return EXIT_BAD_CONFIGURATION

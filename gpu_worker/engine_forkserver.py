@@ -56,7 +56,8 @@ def ensure_forkserver(choice: EngineChoice, options: EngineOptions) -> ProcessHa
     )
     multiprocessing.get_context("forkserver").set_forkserver_preload([PRELOAD_MODULE])
     _make_socket_folder()
-    with _environment(PRELOAD_REQUEST, request.to_json()), _interrupt_blocked():
+    # In this order: the first starts the resource tracker, whose environment the request is not for.
+    with _interrupt_blocked(), _environment(PRELOAD_REQUEST, request.to_json()):
         multiprocessing.forkserver.ensure_running()
     return _handle_of(_present_pid())
 

@@ -11,6 +11,8 @@ from proto.messages import ModelCard
 SOFTWARE: Final = "Software"
 DESCRIPTION: Final = "Description"
 RECEIPT: Final = "Receipt"
+_FLOAT32_DECIMALS: Final = 6
+"""The contract's guidance is a float32: 3.1 arrives as 3.0999999046325684."""
 _DISTRIBUTION: Final = "flux-server"
 
 
@@ -36,7 +38,7 @@ class ReceiptWriter:
         return {
             "seed": wanted.seed,
             "steps": wanted.steps,
-            "guidance_scale": wanted.guidance,
+            "guidance_scale": round(wanted.guidance, _FLOAT32_DECIMALS),
             "height": wanted.height,
             "width": wanted.width,
             "model": model.name,

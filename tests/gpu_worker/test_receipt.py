@@ -19,7 +19,9 @@ JOB = EngineJob(
     execution_id=identifier("execution"),
     job_id=identifier("job"),
     prompt="eine Katze 猫",
-    parameters=dataclasses.replace(PARAMETERS, seed=2**64 - 1, height=2, width=3),
+    parameters=dataclasses.replace(
+        PARAMETERS, seed=2**64 - 1, height=2, width=3, guidance=3.0999999046325684
+    ),
     attempts=2,
 )
 
@@ -40,7 +42,7 @@ def test_all_that_made_it_can_be_read_from_the_picture():
     assert json.loads(texts["Receipt"]) == {
         "seed": 2**64 - 1,
         "steps": 4,
-        "guidance_scale": 3.5,
+        "guidance_scale": 3.1,
         "height": 2,
         "width": 3,
         "model": "FLUX.1-dev",
