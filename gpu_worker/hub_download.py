@@ -5,6 +5,7 @@ may be ten gigabytes. So only its transfer (`http_get`, with retries and a progr
 unfinished files are ours. That is plain HTTP: hf_xet takes no part, installed or not.
 """
 
+import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ from proto.exit_status import EXIT_CANNOT_START
 _AT_ONCE: Final = 4
 _LISTING_LIMIT_S: Final = 30.0
 _PROGRAM: Final = "flux-server"
+_DIGEST: Final = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+"""SHA-1 of git, or SHA-256."""
 
 
 def list_files(source: HubSource) -> tuple[str, tuple[HubFile, ...]]:
@@ -56,11 +59,17 @@ def list_files(source: HubSource) -> tuple[str, tuple[HubFile, ...]]:
 
 def _hub_file(sibling: Any) -> HubFile:
     path, lfs = sibling.rfilename, sibling.lfs
-    if lfs is None and sibling.blob_id is None:
-        raise TypeError("no digest")
-    if lfs is not None:
-        return HubFile(path=path, size_bytes=int(lfs.size), algorithm="sha256", digest=str(lfs.sha256))
-    return HubFile(path=path, size_bytes=int(sibling.size), algorithm="git-sha1", digest=str(sibling.blob_id))
+    size_bytes = int(sibling.size if lfs is None else lfs.size)
+    digest = str(sibling.blob_id if lfs is None else lfs.sha256)
+    # A part of the digest becomes a part of a file's name.
+    if not isinstance(path, str) or size_bytes < 0 or _DIGEST.fullmatch(digest) is None:
+        raise TypeError(f"{path!r} has no digest or no size")
+    return HubFile(
+        path=path,
+        size_bytes=size_bytes,
+        algorithm="git-sha1" if lfs is None else "sha256",
+        digest=digest,
+    )
 
 
 def bytes_to_come(files: Sequence[HubFile], folder: Path) -> int:

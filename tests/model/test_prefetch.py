@@ -435,3 +435,19 @@ def test_settings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
             gpu_worker(["prefetch", *arguments])
         assert ended.value.code == EXIT_BAD_CONFIGURATION
         assert arguments[1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "size_bytes", "digest"),
+    [
+        ("vae/config.json", 3, "/../../../x"),
+        ("vae/config.json", 3, "0" * 39),
+        ("vae/config.json", 3, "\0" * 40),
+        ("vae/config.json", -1, "0" * 40),
+        (5, 3, "0" * 40),
+    ],
+)
+def test_a_description_that_could_lead_anywhere_is_none(path: Any, size_bytes: int, digest: str) -> None:
+    sibling = SimpleNamespace(rfilename=path, size=size_bytes, blob_id=digest, lfs=None)
+    with pytest.raises(TypeError, match="no digest or no size"):
+        hub_download._hub_file(sibling)
