@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from gpu_worker.engine_pipe import EngineOptions
 from gpu_worker.engine_process import EngineProcess
+from gpu_worker.engines import flux
 from gpu_worker.engines.device_errors import is_out_of_memory, is_poisoned
 from gpu_worker.engines.engine import (
     EngineBroken,
@@ -171,6 +172,33 @@ def test_errors_are_told_apart(
     if expected is not type(raised):
         assert caught.value.__context__ is None, "nothing keeps the failed job's tensors alive"
     assert engine.generate(job(), silent).image.shape == (64, 64, 3)
+
+
+def test_what_a_job_leaves_behind_is_freed_however_it_ends(
+    engine: FluxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, freed = pipeline_of(engine), list[str]()
+    hooks_freed = pipeline.maybe_free_model_hooks
+    monkeypatch.setattr(
+        pipeline, "maybe_free_model_hooks", lambda: (freed.append("hooks"), hooks_freed()), raising=False
+    )
+    monkeypatch.setattr(flux, "free_memory", lambda _device: freed.append("memory"))
+
+    def cancel(_phase: JobPhase, _step: int) -> None:
+        raise JobCancelled
+
+    with pytest.raises(JobCancelled):
+        engine.generate(job(), cancel)
+    # Otherwise a cache of diffusers leaks one request's state into the next.
+    assert freed == ["hooks"]
+    freed.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            pipeline.transformer, "forward", failing(torch.OutOfMemoryError("CUDA out of memory"))
+        )
+        with pytest.raises(OutOfDeviceMemory):
+            engine.generate(job(), silent)
+    assert freed == ["hooks", "memory", "hooks", "memory"], "before the second try, too"
 
 
 def test_accelerator_errors_are_poison() -> None:
