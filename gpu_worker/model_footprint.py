@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Final
 
-PARAMETERS_PER_GROUP: Final = 64
-"""Of a 4-bit layer: each group has one scale and one zero point, which stay plain numbers."""
+from gpu_worker.block_layout import GROUP_SIZE
+
 PARAMETERS_PER_BYTE: Final = 2
 
 
@@ -36,7 +36,8 @@ class ComponentFootprint:
 
     def packed(self) -> "ComponentFootprint":
         """About what quantizing makes of it, as nearly all parameters are in layers that can be packed."""
-        groups = self.parameters // PARAMETERS_PER_GROUP
+        # Each has one scale and one zero point, which stay plain numbers.
+        groups = self.parameters // GROUP_SIZE
         return dataclasses.replace(
             self, packed_bytes=self.parameters // PARAMETERS_PER_BYTE, unpacked_elements=2 * groups
         )

@@ -37,13 +37,13 @@ from gpu_worker.engines.engine import (
 )
 from gpu_worker.engines.error_text import first_line
 from gpu_worker.engines.flux_loading import load_pipeline
+from gpu_worker.engines.footprint import read_footprint
 from gpu_worker.engines.load_plan import LoadPlan
 from gpu_worker.engines.model_card import NO_MANIFEST, library_versions, model_name, quantization_title
 from gpu_worker.engines.text_encoding import TextEncoding
 from gpu_worker.manifest import Manifest, read_manifest
 from gpu_worker.memory_plan import MemoryPlan, PlanChoice, choose_plan, gigabytes
 from gpu_worker.model_store import check_flux_folder
-from gpu_worker.weight_headers import read_footprint
 from proto.messages import ImageParameters, JobPhase, ModelCard
 
 _SMALL_SIDE: Final = 64

@@ -97,8 +97,8 @@ def stored_twice(files: Sequence[WeightFile]) -> list[str]:
 def _nothing_plain(there: list[str]) -> str:
     if REST_FILE in there or any(name.startswith(BLOCK_PREFIX) for name in there):
         return (
-            "4-bit files without a manifest that lists them;"
-            " `python -m gpu_worker quantize` finishes what it has begun"
+            "4-bit files without a manifest that lists them: copy flux-server.json along, or, if it was never"
+            " finished, `python -m gpu_worker quantize` finishes what it has begun"
         )
     found = f"; found {there[0]}" if there else ""
     return f"neither {' nor '.join(f'{stem}.safetensors' for stem in _STEMS)}, nor an index of shards{found}"

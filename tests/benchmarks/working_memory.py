@@ -24,8 +24,10 @@ from gpu_worker.engines.offline import prepare_environment
 
 prepare_environment()
 
-from diffusers import AutoencoderKL, FluxTransformer2DModel  # noqa: E402
-from transformers import T5Config, T5EncoderModel  # noqa: E402
+from gpu.random_flux import SIZES, Sizes, flux_transformer, flux_vae, t5_config  # noqa: E402
+from transformers import T5EncoderModel  # noqa: E402
+
+FULL = SIZES["full"]
 
 SIDE_PX = 1024
 TOKENS = 512
@@ -89,47 +91,15 @@ def plain_type(dtype: torch.dtype) -> Iterator[None]:
     torch.set_default_dtype(before)
 
 
-def flux_transformer() -> FluxTransformer2DModel:
-    """FLUX.1-dev's own configuration is the class's default but for this."""
-    return FluxTransformer2DModel(guidance_embeds=True).eval()
-
-
-def flux_vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        latent_channels=16,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        sample_size=1024,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    ).eval()
-
-
-def t5_xxl() -> T5EncoderModel:
-    config = T5Config(
-        d_model=4096,
-        d_kv=64,
-        d_ff=10240,
-        num_layers=24,
-        num_heads=64,
-        feed_forward_proj="gated-gelu",
-        is_encoder_decoder=False,
-        use_cache=False,
-    )
-    return T5EncoderModel(config).eval()
-
-
 def text_bytes() -> int:
     with plain_type(DTYPE):
-        t5 = t5_xxl()
+        t5 = T5EncoderModel(t5_config(FULL)).eval()
     return peak_bytes(t5, lambda: t5(torch.zeros(1, TOKENS, dtype=torch.long))[0])
 
 
-def step_bytes() -> int:
+def step_bytes(sizes: Sizes = FULL) -> int:
     with plain_type(DTYPE):
-        transformer = flux_transformer()
+        transformer = flux_transformer(sizes).eval()
     tokens = (SIDE_PX // 16) ** 2
 
     def step() -> Any:
@@ -149,7 +119,7 @@ def step_bytes() -> int:
 
 def decode_bytes(*, tiled: bool) -> int:
     with plain_type(DTYPE):
-        vae = flux_vae()
+        vae = flux_vae(FULL).eval()
     if tiled:
         vae.enable_tiling()
         vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PX, TILE_PX // 8

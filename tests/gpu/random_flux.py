@@ -105,14 +105,14 @@ def _lengthen_prompts(tokenizer_config: Path) -> None:
 def _empty_components(sizes: Sizes) -> dict[str, Any]:
     with init_empty_weights(include_buffers=False):
         return {
-            "transformer": _transformer(sizes),
-            "vae": _vae(sizes),
-            "text_encoder": CLIPTextModel(_clip(sizes)),
-            "text_encoder_2": T5EncoderModel(_t5(sizes)),
+            "transformer": flux_transformer(sizes),
+            "vae": flux_vae(sizes),
+            "text_encoder": CLIPTextModel(clip_config(sizes)),
+            "text_encoder_2": T5EncoderModel(t5_config(sizes)),
         }
 
 
-def _transformer(sizes: Sizes) -> FluxTransformer2DModel:
+def flux_transformer(sizes: Sizes) -> FluxTransformer2DModel:
     return FluxTransformer2DModel(
         patch_size=1,
         in_channels=64,
@@ -127,7 +127,7 @@ def _transformer(sizes: Sizes) -> FluxTransformer2DModel:
     )
 
 
-def _vae(sizes: Sizes) -> AutoencoderKL:
+def flux_vae(sizes: Sizes) -> AutoencoderKL:
     return AutoencoderKL(
         latent_channels=16,
         block_out_channels=sizes.vae_channels,
@@ -143,7 +143,7 @@ def _vae(sizes: Sizes) -> AutoencoderKL:
     )
 
 
-def _clip(sizes: Sizes) -> CLIPTextConfig:
+def clip_config(sizes: Sizes) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=sizes.clip_vocabulary,
         hidden_size=sizes.clip_width,
@@ -159,7 +159,7 @@ def _clip(sizes: Sizes) -> CLIPTextConfig:
     )
 
 
-def _t5(sizes: Sizes) -> T5Config:
+def t5_config(sizes: Sizes) -> T5Config:
     return T5Config(
         vocab_size=sizes.t5_vocabulary,
         d_model=sizes.t5_width,

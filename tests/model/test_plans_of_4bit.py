@@ -10,10 +10,10 @@ from gpu_worker.engines import flux
 from gpu_worker.engines.engine import EngineJob, ModelUnusable
 from gpu_worker.engines.flux import FluxEngine
 from gpu_worker.engines.flux_loading import load_pipeline
+from gpu_worker.engines.footprint import read_footprint
 from gpu_worker.engines.load_plan import LoadPlan
 from gpu_worker.engines.text_encoding import TextEncoding
 from gpu_worker.memory_plan import MemoryPlan
-from gpu_worker.weight_headers import read_footprint
 from proto.messages import ImageParameters
 
 

@@ -1,37 +1,26 @@
 """Reads a model's footprint from its folder: configurations and headers of the weights, no weights.
 
-Without torch. The tensors themselves are checked when they are loaded.
+The tensors themselves are checked when they are loaded.
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Final
 
-from safetensors import SafetensorError, safe_open
-
 from gpu_worker.engines.engine import ModelUnusable
 from gpu_worker.engines.error_text import first_line
+from gpu_worker.engines.flux_architecture import SECOND_NAMES
+from gpu_worker.engines.weight_files import read_header
 from gpu_worker.model_footprint import PARAMETERS_PER_BYTE, ComponentFootprint, ModelFootprint
 
 _PACKED_SUFFIX: Final = ".qweight"
 _GROUP_SUFFIXES: Final = (".scale", ".zero")
-_T5_TWICE: Final = ("shared.weight", "encoder.embed_tokens.weight")
-"""One tensor; files hold one of the names or both."""
-
 _WIDTH_MAX: Final = 1 << 20
 # Of FLUX.1-dev.
 _TRANSFORMER_WIDTH: Final = 3072
 _T5_WIDTH: Final = 4096
 _VAE_WIDTH: Final = 256
-
-
-@dataclass(frozen=True, slots=True)
-class _Header:
-    name: str
-    elements: int
 
 
 def read_footprint(folder: Path) -> ModelFootprint:
@@ -55,9 +44,14 @@ def read_footprint(folder: Path) -> ModelFootprint:
 
 
 def _component(path: Path, width: int, reference: int) -> ComponentFootprint:
-    headers = {header.name: header.elements for header in _headers(path)}
-    if all(name in headers for name in _T5_TWICE):
-        del headers[_T5_TWICE[1]]
+    headers = {
+        name: prod(tensor.shape)
+        for file in sorted(path.glob("*.safetensors"))
+        for name, tensor in read_header(file).tensors.items()
+    }
+    for second, first in SECOND_NAMES["text_encoder_2"].items():
+        if first in headers:
+            headers.pop(second, None)
     packed = {name: count for name, count in headers.items() if name.endswith(_PACKED_SUFFIX)}
     layers = {name.removesuffix(_PACKED_SUFFIX) for name in packed}
     groups = {layer + suffix for layer in layers for suffix in _GROUP_SUFFIXES}
@@ -70,21 +64,6 @@ def _component(path: Path, width: int, reference: int) -> ComponentFootprint:
         # A configuration without it is refused when the model is loaded.
         width=width / reference if width > 0 else 1.0,
     )
-
-
-def _headers(path: Path) -> Iterator[_Header]:
-    for file in sorted(path.glob("*.safetensors")):
-        try:
-            yield from _file_headers(file)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ModelUnusable(f"{file}: cannot be read: {first_line(error)}") from error
-
-
-def _file_headers(file: Path) -> Iterator[_Header]:
-    # numpy is only how the library is told that no tensors are made.
-    with safe_open(file, framework="np") as weights:
-        for name in weights.keys():  # noqa: SIM118 - it is no mapping
-            yield _Header(name, prod(weights.get_slice(name).get_shape()))
 
 
 def _config(component: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gpu_worker.engines.engine import ModelUnusable
-from gpu_worker.weight_headers import read_footprint
+from gpu_worker.engines.footprint import read_footprint
 
 
 @pytest.fixture
