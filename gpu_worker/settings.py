@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from gpu_worker.engine_pipe import EngineOptions
+from gpu_worker.folder_setting import NamedFolder
 from gpu_worker.limits import SessionLimits
 from gpu_worker.memory_plan import MemoryPlan, PlanName
 from gpu_worker.model_store import Embedded, EngineChoice, EngineName, Fake, choose_engine
@@ -82,10 +83,10 @@ class WorkerSettings(ComponentSettings):
         description="flux: the model in the model folder; embedded: a tiny untrained model for any machine;"
         " fake: no model, for tests; auto: flux if the folder holds one or is set, otherwise embedded",
     )
-    model_dir: Path = Field(
+    model_dir: NamedFolder = Field(
         Path("hub/FLUX.1-dev"), description="folder with a FLUX model in diffusers' layout, for flux and auto"
     )
-    cache_dir: Path = Field(
+    cache_dir: NamedFolder = Field(
         default_factory=user_cache_folder, description="folder in which the embedded model is kept"
     )
     device: Annotated[str, AfterValidator(_device)] = Field(
