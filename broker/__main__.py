@@ -10,6 +10,7 @@ from broker.router import CannotBind, serve
 from broker.settings import BrokerSettings
 from proto.configuration import load_settings
 from proto.exit_status import EXIT_CANNOT_START
+from proto.large_blocks import keep_large_blocks
 from proto.logs import configure_logging
 from proto.signals import on_end_signals
 
@@ -17,6 +18,7 @@ from proto.signals import on_end_signals
 def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(BrokerSettings, argv, "broker")
     configure_logging("broker", settings.log_level, settings.log_format)
+    keep_large_blocks()
     try:
         asyncio.run(_run(settings))
     except CannotBind as error:

@@ -15,6 +15,7 @@ from gpu_worker.readings import ReadingsTaker
 from gpu_worker.settings import WorkerSettings
 from proto.configuration import load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION
+from proto.large_blocks import keep_large_blocks
 from proto.logs import configure_logging
 from proto.signals import on_end_signals
 
@@ -24,6 +25,7 @@ log = structlog.get_logger()
 def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(WorkerSettings, argv, "gpu_worker")
     configure_logging("worker", settings.log_level, settings.log_format)
+    keep_large_blocks()
     try:
         choice = settings.engine_choice()
     except ModelUnusable as error:
