@@ -1,13 +1,14 @@
-"""The job desk's shell: a DEALER socket, a timer, a future for each RPC that waits. It decides nothing."""
+"""The job desk's shell: a DEALER for each broker, a timer, a future for each open RPC. It decides nothing."""
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Final, assert_never
 
 import structlog
 
 from frontend.actions import Action, EndJob, JobEnd, ReconnectToBroker, SendToBroker, SnapshotArrived
-from frontend.cluster import ServicePicture
+from frontend.cluster import BrokerPicture, ServicePicture
 from frontend.events import (
     DrainRequested,
     Event,
@@ -41,7 +42,7 @@ class BrokerClient:
     """Implements `cluster.Cluster`."""
 
     def __init__(self, settings: FrontendSettings, on_readiness: Callable[[bool], None]) -> None:
-        self._endpoint = settings.broker_endpoint
+        self._endpoints = settings.broker_endpoints
         self._on_readiness = on_readiness
         self._log_prompts = settings.log_prompts
         self._loop = asyncio.get_running_loop()
@@ -51,12 +52,16 @@ class BrokerClient:
             timing=settings.timing,
             started_at=self._loop.time(),
             max_open_jobs=settings.max_open_jobs,
+            brokers=len(self._endpoints),
         )
         self._mailbox: Mailbox[Event, Action] = Mailbox(self._desk, TimerFired(), self._perform)
-        self._link: BrokerLink | None = None
+        self._links: list[BrokerLink] = []
         self._waiting: dict[bytes, asyncio.Future[JobEnd]] = {}
-        self._picture: tuple[Snapshot, float] | None = None
-        self._picture_wanted: asyncio.Future[None] | None = None
+        self._pictures: dict[int, tuple[Snapshot, float]] = {}
+        """By broker: the latest, and when it came."""
+        self._pictures_wanted: asyncio.Future[None] | None = None
+        self._unanswered: set[int] = set()
+        """Brokers that were asked for a picture, and are waited for."""
         self._unexpected_messages = 0
         """From the broker, of a kind that goes to no frontend."""
         self._told_ready = False
@@ -72,7 +77,10 @@ class BrokerClient:
         return self._desk.broker_alive(self._loop.time())
 
     async def start(self) -> None:
-        self._link = BrokerLink(self._endpoint, MAX_IMAGE_BYTES + SLACK_BYTES, self._on_message)
+        self._links = [
+            BrokerLink(endpoint, MAX_IMAGE_BYTES + SLACK_BYTES, partial(self._on_message, broker))
+            for broker, endpoint in enumerate(self._endpoints)
+        ]
         self._mailbox.tell(TimerFired())
         self._look_at_readiness()
 
@@ -90,32 +98,49 @@ class BrokerClient:
 
     async def service_picture(self) -> ServicePicture:
         if self.broker_alive:
-            await self._ask_for_picture()
-        snapshot, taken_at = self._picture or (None, self._loop.time())
+            await self._ask_for_pictures()
         return ServicePicture(
-            snapshot=snapshot,
-            age_s=self._loop.time() - taken_at,
-            broker_alive=self.broker_alive,
+            brokers=tuple(self._broker_picture(broker) for broker in range(len(self._endpoints))),
             own_refusals=dict(self._desk.refusals),
             own_shed=self._shed(),
         )
 
+    def _broker_picture(self, broker: int) -> BrokerPicture:
+        now = self._loop.time()
+        contacts = self._desk.contacts
+        snapshot, taken_at = self._pictures.get(broker, (None, now))
+        return BrokerPicture(
+            broker_id=contacts[broker].contact.broker_id,
+            standing=contacts.standing(broker, now),
+            gets_calls=contacts.best(now) == broker and self.broker_alive,
+            snapshot=snapshot,
+            age_s=now - taken_at,
+        )
+
     def _shed(self) -> dict[str, int]:
         counts = {
-            "frontend_unsent_messages": self._link.dropped if self._link else 0,
-            "frontend_violations": self._unexpected_messages + (self._link.violations if self._link else 0),
+            "frontend_unsent_messages": sum(link.dropped for link in self._links),
+            "frontend_violations": self._unexpected_messages + sum(link.violations for link in self._links),
         }
         return {kind: count for kind, count in counts.items() if count}
 
-    async def _ask_for_picture(self) -> None:
-        """Until it has come, or for a short time: callers at the same time share one request."""
-        if self._picture_wanted is None:
-            self._picture_wanted = self._loop.create_future()
+    async def _ask_for_pictures(self) -> None:
+        """Until they have come, or for a short time: callers at the same time share one request."""
+        if self._pictures_wanted is None:
+            self._pictures_wanted = self._loop.create_future()
+            self._unanswered = set(self._desk.contacts.heard(self._loop.time()))
             self._mailbox.tell(SnapshotWanted())
-        wanted = self._picture_wanted
+        wanted = self._pictures_wanted
         await asyncio.wait([wanted], timeout=SNAPSHOT_LIMIT_S)
-        if self._picture_wanted is wanted:
-            self._picture_wanted = None  # It may have been lost: the next caller asks again.
+        if self._pictures_wanted is wanted:
+            self._pictures_wanted = None  # One may have been lost: the next caller asks again.
+
+    def _picture_came(self, broker: int, snapshot: Snapshot) -> None:
+        self._pictures[broker] = (snapshot, self._loop.time())
+        self._unanswered.discard(broker)
+        if self._pictures_wanted is not None and not self._unanswered:
+            self._pictures_wanted.set_result(None)
+            self._pictures_wanted = None
 
     def drain(self) -> None:
         self._mailbox.tell(DrainRequested())
@@ -129,37 +154,35 @@ class BrokerClient:
         self._mailbox.tell(LeaveRequested())
         self._mailbox.close()
         await asyncio.sleep(0)  # The socket looks once more after its last send.
-        if self._link is not None:
-            self._link.close()
+        for link in self._links:
+            link.close()
+        if self._links:
             close_context()
 
     # --- Between the desk and the world --------------------------------------------------------
 
-    def _on_message(self, message: Message) -> None:
+    def _on_message(self, broker: int, message: Message) -> None:
         match message:
             case FrontendView() | Outcome() | Refuse() | Snapshot():
-                self._mailbox.tell(FromBroker(message=message))
+                self._mailbox.tell(FromBroker(broker=broker, message=message))
             case _:
                 self._unexpected_messages += 1
                 log.warning("message dropped", why="not for a frontend", kind=type(message).__name__)
 
     def _perform(self, action: Action) -> None:
         match action:
-            case SendToBroker(message=message):
-                if self._link is not None:
-                    self._link.send(message)
-            case ReconnectToBroker():
-                if self._link is not None:
-                    self._link.reconnect()
+            case SendToBroker(broker=broker, message=message):
+                if self._links:
+                    self._links[broker].send(message)
+            case ReconnectToBroker(broker=broker):
+                if self._links:
+                    self._links[broker].reconnect()
             case EndJob(job_id=job_id, end=end):
                 answer = self._waiting.pop(job_id, None)
                 if answer is not None and not answer.done():
                     answer.set_result(end)
-            case SnapshotArrived(snapshot=snapshot):
-                self._picture = (snapshot, self._loop.time())
-                if self._picture_wanted is not None:
-                    self._picture_wanted.set_result(None)
-                    self._picture_wanted = None
+            case SnapshotArrived(broker=broker, snapshot=snapshot):
+                self._picture_came(broker, snapshot)
             case Note():
                 write_note(action)
             case _:

@@ -19,7 +19,7 @@ from gpu_worker.model_store import Embedded, EngineChoice, EngineName, Fake, cho
 from gpu_worker.own_gpu import OwnGpu, own_gpu
 from gpu_worker.private_folder import claim_private_folder
 from gpu_worker.readings import device_label
-from proto.configuration import ComponentSettings, LoopbackEndpoint
+from proto.configuration import BrokerEndpoints, ComponentSettings
 from proto.messages import MAX_IMAGE_BYTES
 
 _DEVICE: Final = re.compile(r"auto|cpu|cuda(?::[0-9]{1,3})?")
@@ -71,8 +71,9 @@ class WorkerSettings(ComponentSettings):
 
     model_config = SettingsConfigDict(env_prefix="FLUX_WORKER_", populate_by_name=True)
 
-    broker_endpoint: LoopbackEndpoint = Field(
-        "tcp://127.0.0.1:5561", description="where the broker listens for workers; on this host only"
+    broker_endpoints: BrokerEndpoints = Field(
+        ("tcp://127.0.0.1:5561",),
+        description="where brokers listen for workers, separated by commas; on this host only",
     )
     worker_id: Annotated[str, AfterValidator(_worker_id)] = Field(
         "",

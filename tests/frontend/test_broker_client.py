@@ -14,7 +14,7 @@ from frontend.settings import FrontendSettings
 from frontend.validation import ValidJob
 from proto.codec import decode, encode
 from proto.failures import RefusalReason
-from proto.messages import Submit
+from proto.messages import FrontendReport, Snapshot, SnapshotRequest, Submit
 
 EXECUTION = identifier("execution")
 
@@ -54,7 +54,7 @@ async def broker(limit_s):
 @pytest.fixture
 async def client(broker):
     """It has reported, so that its connection is there."""
-    settings = FrontendSettings(api_keys="key", broker_endpoint=broker.endpoint)
+    settings = FrontendSettings(api_keys="key", broker_endpoints=(broker.endpoint,))
     client = BrokerClient(settings, lambda _ready: None)
     await client.start()
     await broker.hears(object)
@@ -89,7 +89,7 @@ async def test_what_was_dropped_is_in_the_picture(client, broker):
 
 
 async def test_messages_that_no_broker_took_are_counted(limit_s):
-    settings = FrontendSettings(api_keys="key", broker_endpoint="tcp://127.0.0.1:1")
+    settings = FrontendSettings(api_keys="key", broker_endpoints=("tcp://127.0.0.1:1",))
     client = BrokerClient(settings, lambda _ready: None)
     await client.start()
     try:
@@ -107,3 +107,33 @@ async def test_closing_answers_who_waits_with_a_time_to_come_again(client, broke
     assert isinstance(end, JobRefused)
     assert end.reason is RefusalReason.FRONTEND_DRAINING
     assert end.retry_after_s
+
+
+async def test_a_picture_has_what_each_broker_says_and_waits_for_those_that_are_there(limit_s):
+    brokers = [Broker(limit_s), Broker(limit_s)]
+    endpoints = (*(broker.endpoint for broker in brokers), "tcp://127.0.0.1:1")
+    client = BrokerClient(FrontendSettings(api_keys="key", broker_endpoints=endpoints), lambda _ready: None)
+    await client.start()
+    try:
+        for number, broker in enumerate(brokers):
+            await broker.hears(FrontendReport)
+            await broker.says(frontend_view(epoch=identifier(number), broker_id=f"b{number}"))
+            await broker.hears(FrontendReport)  # It has taken the new epoch.
+        picture = asyncio.create_task(client.service_picture())
+        for number, broker in enumerate(brokers):
+            request = await broker.hears(SnapshotRequest)
+            await broker.says(snapshot(f"b{number}", request.seq))
+        seen = (await picture).brokers
+        assert [broker.broker_id for broker in seen] == ["b0", "b1", ""]
+        assert [broker.snapshot and broker.snapshot.broker_id for broker in seen] == ["b0", "b1", None]
+        assert [broker.standing.name for broker in seen] == ["LIVE", "LIVE", "UNHEARD"]
+        assert [broker.gets_calls for broker in seen] == [True, False, False]
+    finally:
+        await client.close()
+        for broker in brokers:
+            broker.close()
+
+
+def snapshot(broker_id, echo):
+    numbers = dict.fromkeys(("in_flight", "queued", "completed", "failed", "cancelled"), 0)
+    return Snapshot(broker_id=broker_id, epoch=EPOCH, echo=echo, rejected={}, **numbers)
