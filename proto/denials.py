@@ -40,7 +40,7 @@ def _explanation(fault: HandshakeFault, curve: CurveClient | None) -> str:
         case HandshakeFault.ENDED if curve is None:
             return "the handshake was not finished: it may hang, or ask for encryption (curve_key_file)"
         case HandshakeFault.ENDED:
-            return "the handshake was not finished: it may hang, or have another key than known_brokers_file says"
+            return "the handshake was not finished: it may hang, or known_brokers_file has another key"
         case HandshakeFault.CRYPTOGRAPHIC | HandshakeFault.NO_AUTHENTICATOR | HandshakeFault.OTHER:
             return f"the handshake failed: {fault.name}"
         case _:

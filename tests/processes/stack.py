@@ -26,6 +26,7 @@ import psutil
 import pytest
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpc_status import rpc_status
+from samples.curve import key_folder
 
 import image_gen_pb2
 import image_gen_pb2_grpc
@@ -325,8 +326,10 @@ class Stack:
         folder: Path,
         *,
         over_tcp: bool = False,
+        encrypted: bool = False,
         keys: Sequence[str] = KEYS,
     ) -> None:
+        """`encrypted`: with the keys of `key_folder`, of which all workers have the same."""
         self.timing = Timing()
         self.workers: dict[str, Component] = {}
         self._folder = folder
@@ -340,11 +343,13 @@ class Stack:
             else (f"ipc://{self._sockets.name}/{name}" for name in ("frontends", "workers"))
         )
         self._shared: dict[str, object] = {"log_format": "json"}
+        self.curve = key_folder(folder) if encrypted else None
         self.broker = self._component(
             "broker",
             "broker",
             frontends_endpoint=self._for_frontends,
             workers_endpoint=self._for_workers,
+            **self._key_files("broker"),
         )
         self.frontend = self._component(
             "frontend",
@@ -352,6 +357,7 @@ class Stack:
             broker_endpoints=self._for_frontends,
             grpc_port=0,
             http_port=0,
+            **self._key_files("frontend"),
         )
         self._clients: list[Client] = []
         self._watcher: Client | None = None
@@ -360,6 +366,16 @@ class Stack:
 
     def _component(self, name: str, package: str, **settings: object) -> Component:
         return Component(name, package, {**self._shared, **settings}, self._folder, self._keys)
+
+    def _key_files(self, role: str) -> dict[str, object]:
+        if self.curve is None:
+            return {}
+        others = (
+            {"authorized_keys_file": self.curve.authorized_keys}
+            if role == "broker"
+            else {"known_brokers_file": self.curve.known_brokers}
+        )
+        return {"curve_key_file": self.curve.secret_file(role), **others}
 
     # --- Starting and stopping -----------------------------------------------------------------
 
@@ -406,7 +422,7 @@ class Stack:
                 "gpu_worker",
                 worker_id=name,
                 broker_endpoints=self._for_workers,
-                **{**defaults, **settings},
+                **{**defaults, **self._key_files("worker"), **settings},
             )
         self.workers[name].start()
         return self.workers[name]
