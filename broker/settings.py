@@ -1,14 +1,17 @@
 """The broker's settings: `FLUX_BROKER_…` in the environment, and the command line."""
 
 import platform
+from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from proto.configuration import ComponentSettings, LoopbackEndpoint
+from proto.endpoints import ListenEndpoint
+from proto.network_settings import NetworkSettings, require_together
 
 
-class BrokerSettings(ComponentSettings):
+class BrokerSettings(NetworkSettings):
     """The broker: takes jobs from frontends and gives each to an idle worker, or refuses it at once."""
 
     model_config = SettingsConfigDict(env_prefix="FLUX_BROKER_")
@@ -19,12 +22,20 @@ class BrokerSettings(ComponentSettings):
         max_length=128,
         description="name of this broker in logs",
     )
-    frontends_endpoint: LoopbackEndpoint = Field(
+    frontends_endpoint: ListenEndpoint = Field(
         "tcp://127.0.0.1:5560", description="where to listen for frontends"
     )
-    workers_endpoint: LoopbackEndpoint = Field(
+    workers_endpoint: ListenEndpoint = Field(
         "tcp://127.0.0.1:5561", description="where to listen for workers"
+    )
+    authorized_keys_file: Path | None = Field(
+        None, description="who may connect: lines worker NAME PUBLIC_KEY or frontend NAME PUBLIC_KEY"
     )
     queue_limit: int = Field(
         0, ge=0, le=10_000, description="new jobs that may wait for an idle worker; 0: refuse at once"
     )
+
+    @model_validator(mode="after")
+    def _check_key_files(self) -> Self:
+        require_together(curve_key_file=self.curve_key_file, authorized_keys_file=self.authorized_keys_file)
+        return self
