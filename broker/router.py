@@ -21,6 +21,7 @@ from broker.events import (
 )
 from broker.ipc_path import why_not_bindable
 from broker.settings import BrokerSettings
+from broker.status_text import status_text
 from proto.actor import Mailbox
 from proto.codec import (
     MAX_HEADER_BYTES,
@@ -48,6 +49,7 @@ from proto.messages import (
     WorkerReport,
 )
 from proto.notes import Note
+from proto.service_watch import ServiceWatch
 from proto.sockets import LoopSocket, SendResult, close_context
 from proto.violations import ViolationLog
 
@@ -72,6 +74,7 @@ class Router:
             timing=settings.timing,
             queue_limit=settings.queue_limit,
         )
+        self._core = core
         self._mailbox: Mailbox[Event, Action] = Mailbox(core, TimerFired(), self._perform)
         self._violations = {role: ViolationLog(role) for role in ("worker", "frontend")}
         self._dropped = 0
@@ -80,6 +83,15 @@ class Router:
         self._bind(self._workers, settings.workers_endpoint)
         self._bind(self._frontends, settings.frontends_endpoint)
         self._mailbox.tell(TimerFired())  # Its life begins.
+
+    @property
+    def status(self) -> str:
+        """One line for people."""
+        return status_text(self._core.state)
+
+    @property
+    def is_late(self) -> bool:
+        return self._mailbox.is_late()
 
     async def drain(self) -> None:
         """Say that the broker ends, and give the words time to leave."""
@@ -180,13 +192,18 @@ async def serve(settings: BrokerSettings, stop: asyncio.Event) -> None:
     Raises:
         CannotBind: an endpoint is taken or cannot be had.
     """
-    with contextlib.closing(Router(settings)) as router:
+    with contextlib.ExitStack() as cleanup:
+        router = cleanup.enter_context(contextlib.closing(Router(settings)))
         log.info(
             "broker listens",
             broker_id=settings.broker_id,
             workers=settings.workers_endpoint,
             frontends=settings.frontends_endpoint,
         )
+        service = ServiceWatch(status=lambda: router.status, is_well=lambda: not router.is_late)
+        cleanup.callback(service.close)
+        service.ready()
         await stop.wait()
+        service.stopping()
         await router.drain()
     log.info("broker stopped")

@@ -22,6 +22,7 @@ from gpu_worker.events import DrainRequested, EngineEvent, Event, FromBroker, Re
 from gpu_worker.limits import SessionLimits
 from gpu_worker.readings_thread import ReadingsThread
 from gpu_worker.session import Session
+from gpu_worker.status_text import status_text
 from proto.actor import Mailbox
 from proto.codec import MAX_HEADER_BYTES
 from proto.dealer import BrokerLink
@@ -29,6 +30,7 @@ from proto.identifiers import new_identifier
 from proto.logs import write_note
 from proto.messages import Message, Readings, Refuse, Start, WorkerView
 from proto.notes import Note
+from proto.service_watch import ServiceWatch
 from proto.sockets import close_context
 from proto.timing import Timing
 
@@ -65,6 +67,10 @@ class WorkerShell:
             started_at=self._loop.time(),
         )
         self._mailbox: Mailbox[Event, Action] = Mailbox(self._session, TimerFired(), self._perform)
+        self._service = ServiceWatch(
+            status=lambda: status_text(self._session),
+            is_well=lambda: not (self._mailbox.is_late() or self._session.is_stuck(self._loop.time())),
+        )
         self._link = BrokerLink(broker_endpoint, MAX_HEADER_BYTES, self._on_message)
         self._readings = ReadingsThread(take_readings, self._on_readings, timing.heartbeat_interval_s)
         self._engine: EngineProcess | None = None
@@ -73,6 +79,7 @@ class WorkerShell:
 
     async def run(self) -> Exit:
         """Serve until the session is over, and leave no process behind."""
+        self._service.start()
         self._mailbox.tell(TimerFired())
         self._readings.start()
         try:
@@ -84,6 +91,7 @@ class WorkerShell:
     def drain(self) -> None:
         """Finish what runs, then end; called again, end at once."""
         self._mailbox.tell(DrainRequested())
+        self._service.stopping()
 
     async def _close(self) -> None:
         self._mailbox.close()
@@ -96,11 +104,17 @@ class WorkerShell:
                 log.error("engine process does not die", pid=self._engine.pid)
         self._link.close()
         close_context()
+        self._service.close()
 
     # --- Between the session and the world -----------------------------------------------------
 
     def _on_readings(self, readings: Readings) -> None:
         self._mailbox.tell(ReadingsTaken(readings=readings))
+
+    def _on_engine_event(self, event: EngineEvent) -> None:
+        self._mailbox.tell(event)
+        if self._session.engine.model is not None:
+            self._service.ready()
 
     def _on_message(self, message: Message) -> None:
         match message:
@@ -117,7 +131,7 @@ class WorkerShell:
                 self._link.reconnect()
             case StartEngine(child=child):
                 self._engine_child = child
-                self._engine = self._make_engine(child, self._mailbox.tell)
+                self._engine = self._make_engine(child, self._on_engine_event)
                 self._engine.start()
             case KillEngine(child=child):
                 self._present_engine(child).kill()
