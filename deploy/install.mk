@@ -29,10 +29,11 @@ requirements := $(foreach component,$(COMPONENTS),$(REQUIREMENTS_$(component)))
 units := flux-server.target $(foreach component,$(COMPONENTS),$(UNIT_$(component)))
 settings := $(foreach component,$(COMPONENTS),$(SETTINGS_$(component)))
 all_units := flux-server.target $(UNIT_broker) $(UNIT_frontend) $(UNIT_gpu_worker)
+collected := $(COMPONENTS:%=$(WHEELS)/.of-%) $(WHEELS)/.own
 unknown := $(filter-out broker frontend gpu_worker,$(COMPONENTS))
-empty :=
-space := $(empty) $(empty)
-wheels_for := $(WHEELS)/.for-$(subst $(space),-,$(sort $(COMPONENTS)))
+ifneq ($(unknown),)
+$(error COMPONENTS has $(unknown), expected are broker, frontend and gpu_worker)
+endif
 # Every path that a unit names.
 relocate := sed -e 's|/usr/local/lib/flux-server/|$(home)/|g' -e 's|/usr/local/share/doc/flux-server|$(docdir)|g' \
     -e 's|/etc/flux-server|$(sysconfdir)/flux-server|g'
@@ -42,19 +43,22 @@ on_this_host := test -z "$(DESTDIR)" && test -d /run/systemd/system
 .PHONY: wheels install uninstall
 
 # The only part that needs the package index.
-wheels: $(wheels_for)
+wheels: $(collected)
 
-$(wheels_for): $(VENV)/.made pyproject.toml $(requirements) \
-    $(wildcard $(foreach package,proto broker frontend gpu_worker deploy,$(package)/*.py $(package)/*/*.py))
-	@test -z "$(unknown)" || { \
-	    echo "make: unknown in COMPONENTS: $(unknown); there are broker, frontend and gpu_worker" >&2; exit 1; }
-	@echo "collecting wheels in $(WHEELS)/"
+.SECONDEXPANSION:
+
+$(WHEELS)/.of-%: $$(REQUIREMENTS_$$*) | $(VENV)/.made
+	@echo "collecting the wheels of $*"
+	@$(VENV)/bin/python -m pip wheel --no-input -qq --wheel-dir $(WHEELS) $(^:%=-r %)
+	@touch $@
+
+$(WHEELS)/.own: pyproject.toml $(wildcard $(foreach package,proto broker frontend gpu_worker deploy,$(package)/*.py \
+    $(package)/*/*.py)) | $(VENV)/.made
 	@rm -f $(WHEELS)/flux_server-*.whl
-	@$(VENV)/bin/python -m pip wheel --no-input -qq --wheel-dir $(WHEELS) $(requirements:%=-r %)
 	@$(VENV)/bin/python -m pip wheel --no-input -qq --wheel-dir $(WHEELS) --no-deps .
 	@touch $@
 
-install: $(wheels_for) $(VENV)/.made
+install: $(collected) | $(VENV)/.made
 	@echo "installing $(COMPONENTS) into $(staged)"
 	@rm -rf "$(staged).new" && mkdir -p "$(DESTDIR)$(libdir)"
 	@$(PYTHON) -m venv --without-pip "$(staged).new"
