@@ -13,7 +13,8 @@ from pydantic import SecretStr
 
 from deploy.ports import free_ports, reachable
 from deploy.settings import FrontendEnvironment, LauncherSettings
-from proto.configuration import IPC_PATH_MAX_BYTES, ComponentSettings
+from proto.configuration import ComponentSettings
+from proto.endpoints import IPC_PATH_MAX_BYTES
 
 _PREFIXES: Final = {"broker": "FLUX_BROKER_", "gpu_worker": "FLUX_WORKER_", "frontend": "FLUX_FRONTEND_"}
 _SHARED_FIELDS: Final = frozenset(ComponentSettings.model_fields)
@@ -80,7 +81,7 @@ def build_stack(settings: LauncherSettings, inherited: FrontendEnvironment, fold
             f"worker-{number}",
             "gpu_worker",
             settings,
-            broker_endpoint=for_workers,
+            broker_endpoints=for_workers,
             worker_id=f"worker-{number}",
             engine=settings.engine,
             model_dir=settings.model_dir,
@@ -91,7 +92,7 @@ def build_stack(settings: LauncherSettings, inherited: FrontendEnvironment, fold
         "frontend",
         "frontend",
         settings,
-        broker_endpoint=for_frontends,
+        broker_endpoints=for_frontends,
         grpc_port=str(grpc_port),
         http_port=str(http_port),
     )

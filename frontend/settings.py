@@ -9,8 +9,9 @@ from pydantic_settings import SettingsConfigDict
 
 from frontend.auth import parse_api_keys
 from frontend.validation import GUIDANCE_MAX, RequestLimits
-from proto.configuration import ComponentSettings, LoopbackEndpoint
+from proto.endpoints import BrokerEndpoints
 from proto.messages import MAX_LISTED, MAX_PROMPT_BYTES
+from proto.network_settings import NetworkSettings
 
 DAY_S: Final = 86400.0
 
@@ -24,7 +25,7 @@ def _default_frontend_id() -> str:
     return f"{platform.node()[:100] or 'frontend'}-{os.getpid()}"
 
 
-class FrontendSettings(ComponentSettings):
+class FrontendSettings(NetworkSettings):
     """The gRPC and HTTP side of the image service. Settings are read once, at the start."""
 
     model_config = SettingsConfigDict(env_prefix="FLUX_FRONTEND_")
@@ -34,8 +35,10 @@ class FrontendSettings(ComponentSettings):
         description="the keys that clients may use, separated by commas; better in the environment than on "
         "the command line, which other users of this machine can read",
     )
-    broker_endpoint: LoopbackEndpoint = Field(
-        "tcp://127.0.0.1:5560", description="where the broker listens for frontends"
+    broker_endpoints: BrokerEndpoints = Field(
+        ("tcp://127.0.0.1:5560",),
+        description="where brokers listen for frontends, separated by commas; the first one that answers"
+        " gets the jobs",
     )
     frontend_id: str = Field(
         default_factory=_default_frontend_id,

@@ -1,8 +1,9 @@
-"""The session's shell: a DEALER socket, an engine process, a timer, and the readings. It decides nothing."""
+"""The session's shell: a DEALER for each broker, an engine process, a timer, readings. It decides nothing."""
 
 import asyncio
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, assert_never
 
 import structlog
@@ -50,7 +51,7 @@ class WorkerShell:
         self,
         *,
         worker_id: str,
-        broker_endpoint: str,
+        broker_endpoints: Sequence[str],
         timing: Timing,
         limits: SessionLimits,
         make_engine: MakeEngine,
@@ -65,13 +66,17 @@ class WorkerShell:
             timing=timing,
             limits=limits,
             started_at=self._loop.time(),
+            brokers=len(broker_endpoints),
         )
         self._mailbox: Mailbox[Event, Action] = Mailbox(self._session, TimerFired(), self._perform)
         self._service = ServiceWatch(
             status=lambda: status_text(self._session),
             is_well=lambda: not (self._mailbox.is_late() or self._session.is_stuck(self._loop.time())),
         )
-        self._link = BrokerLink(broker_endpoint, MAX_HEADER_BYTES, self._on_message)
+        self._links = [
+            BrokerLink(endpoint, MAX_HEADER_BYTES, partial(self._on_message, broker))
+            for broker, endpoint in enumerate(broker_endpoints)
+        ]
         self._readings = ReadingsThread(take_readings, self._on_readings, timing.heartbeat_interval_s)
         self._engine: EngineProcess | None = None
         self._engine_child = 0
@@ -102,7 +107,8 @@ class WorkerShell:
                     await self._engine.wait_gone()
             except TimeoutError:
                 log.error("engine process does not die", pid=self._engine.pid)
-        self._link.close()
+        for link in self._links:
+            link.close()
         close_context()
         self._service.close()
 
@@ -116,19 +122,19 @@ class WorkerShell:
         if self._session.engine.model is not None:
             self._service.ready()
 
-    def _on_message(self, message: Message) -> None:
+    def _on_message(self, broker: int, message: Message) -> None:
         match message:
             case WorkerView() | Start() | Refuse():
-                self._mailbox.tell(FromBroker(message=message))
+                self._mailbox.tell(FromBroker(broker=broker, message=message))
             case _:
                 log.warning("message dropped", why="not for a worker", kind=type(message).__name__)
 
     def _perform(self, action: Action) -> None:
         match action:
-            case SendToBroker(message=message):
-                self._link.send(message)
-            case ReconnectToBroker():
-                self._link.reconnect()
+            case SendToBroker(broker=broker, message=message):
+                self._links[broker].send(message)
+            case ReconnectToBroker(broker=broker):
+                self._links[broker].reconnect()
             case StartEngine(child=child):
                 self._engine_child = child
                 self._engine = self._make_engine(child, self._on_engine_event)

@@ -16,7 +16,7 @@ from gpu_worker.settings import WorkerSettings
 from proto.configuration import load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.logs import configure_logging
-from proto.signals import on_end_signals
+from proto.signals import on_end_signals, on_reload_signal
 
 log = structlog.get_logger()
 
@@ -40,7 +40,7 @@ async def _run(settings: WorkerSettings, choice: EngineChoice) -> int:
 
     shell = WorkerShell(
         worker_id=settings.worker_id,
-        broker_endpoint=settings.broker_endpoint,
+        broker_endpoints=settings.broker_endpoints,
         timing=settings.timing,
         limits=settings.session_limits,
         make_engine=make_engine,
@@ -52,7 +52,8 @@ async def _run(settings: WorkerSettings, choice: EngineChoice) -> int:
         shell.drain()
 
     on_end_signals(end)
-    log.info("worker starts", worker_id=settings.worker_id, broker=settings.broker_endpoint)
+    on_reload_signal(lambda: log.info("reading keys and certificates again", on="SIGHUP"))
+    log.info("worker starts", worker_id=settings.worker_id, brokers=settings.broker_endpoints)
     over = await shell.run()
     if over.code:
         print(f"gpu_worker: {over.reason}", file=sys.stderr)

@@ -9,7 +9,8 @@ import pytest
 from deploy.ports import free_ports, reachable
 from deploy.settings import FrontendEnvironment, LauncherSettings
 from deploy.stack import Stack, build_stack, socket_folder
-from proto.configuration import IPC_PATH_MAX_BYTES, load_settings
+from proto.configuration import load_settings
+from proto.endpoints import IPC_PATH_MAX_BYTES
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 
 
@@ -39,8 +40,8 @@ def test_all_meet_at_the_brokers_sockets() -> None:
     for_frontends = stack.broker.environment["FLUX_BROKER_FRONTENDS_ENDPOINT"]
     assert for_workers.startswith("ipc:///run/flux/")
     assert for_workers != for_frontends
-    assert all(w.environment["FLUX_WORKER_BROKER_ENDPOINT"] == for_workers for w in stack.workers)
-    assert stack.frontend.environment["FLUX_FRONTEND_BROKER_ENDPOINT"] == for_frontends
+    assert all(w.environment["FLUX_WORKER_BROKER_ENDPOINTS"] == for_workers for w in stack.workers)
+    assert stack.frontend.environment["FLUX_FRONTEND_BROKER_ENDPOINTS"] == for_frontends
 
 
 def test_given_keys_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,10 @@ POLL_S: Final = 0.1
 PACKAGES: Final = "systemd,systemd-sysv,dbus,python3,python3-venv,make,procps,iproute2"
 ROOTFS_LIMIT_S: Final = 600.0
 NEEDED: Final = {"mmdebstrap": "mmdebstrap", "systemd-nspawn": "systemd-container", "nsenter": "util-linux"}
-ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+ENVIRONMENT: Final = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+}
 UNITS: Final = ("flux-broker.service", "flux-frontend.service", "flux-worker@cpu.service")
 WORKER_REQUIREMENTS: Final = "REQUIREMENTS_gpu_worker=tests/systemd/worker_without_torch.txt"
 """For make: a worker with the fake engine."""
@@ -91,7 +94,13 @@ class Machine:
     @contextlib.contextmanager
     def booted(self) -> Iterator["Machine"]:
         with (self._root.parent / "console").open("wb") as console:
-            command = ["systemd-nspawn", "--quiet", f"--directory={self._root}", "--boot", "--private-network"]
+            command = [
+                "systemd-nspawn",
+                "--quiet",
+                f"--directory={self._root}",
+                "--boot",
+                "--private-network",
+            ]
             command += [f"--bind-ro={self._source}:/mnt", f"--machine=flux-{os.getpid()}"]
             self._container = subprocess.Popen(
                 [*command, "--register=no", "--keep-unit", "--console=pipe"],
@@ -115,7 +124,9 @@ class Machine:
     def leader(self) -> int | None:
         """The pid of its systemd, outside; None while there is none."""
         assert self._container is not None
-        children = Path(f"/proc/{self._container.pid}/task/{self._container.pid}/children").read_text().split()
+        children = (
+            Path(f"/proc/{self._container.pid}/task/{self._container.pid}/children").read_text().split()
+        )
         return int(children[0]) if children else None
 
     def path(self, inside: str) -> Path:
@@ -143,7 +154,9 @@ class Machine:
         assert leader is not None, "it is down"
         return ["nsenter", f"--target={leader}", namespaces, "--", *command]
 
-    def run(self, *command: str, check: bool = True, limit_s: float = LIMIT_S) -> "subprocess.CompletedProcess[str]":
+    def run(
+        self, *command: str, check: bool = True, limit_s: float = LIMIT_S
+    ) -> "subprocess.CompletedProcess[str]":
         """As root, inside."""
         done = subprocess.run(
             self.command(*command),
