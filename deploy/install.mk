@@ -98,7 +98,7 @@ install: $(collected) | $(VENV)/.made
 uninstall:
 	@if $(on_this_host); then \
 	    systemctl disable --quiet $(filter-out %@.service,$(all_units)) 2>/dev/null; \
-	    rm -f /etc/systemd/system/flux-server.target.wants/flux-*; \
+	    rm -rf /etc/systemd/system/flux-server.target.wants; \
 	    systemctl stop $(filter-out %@.service,$(all_units)) 'flux-worker@*.service' 2>/dev/null; :; fi
 	rm -rf "$(staged)" "$(staged).new" "$(staged).old" "$(DESTDIR)$(docdir)"
 	rm -f $(foreach unit,$(all_units),"$(DESTDIR)$(unitdir)/$(unit)") "$(DESTDIR)$(bindir)/flux-keys" \

@@ -58,6 +58,7 @@ def service(installed) -> Iterator[Machine]:
     installed.systemctl("start", "flux-server.target")
     installed.until_drawn()
     yield installed
-    changed = [unit for unit in UNITS if installed.remove_drop_ins(unit)]
-    installed.systemctl("stop", *changed)
+    for unit in UNITS:
+        if installed.remove_drop_ins(unit):
+            installed.systemctl("stop", unit)
     installed.systemctl("reset-failed")
