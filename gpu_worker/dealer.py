@@ -28,6 +28,7 @@ from proto.actor import Mailbox
 from proto.codec import MAX_HEADER_BYTES
 from proto.dealer import BrokerLink
 from proto.identifiers import new_identifier
+from proto.keyring import Keyring
 from proto.logs import write_note
 from proto.messages import Message, Readings, Refuse, Start, WorkerView
 from proto.notes import Note
@@ -56,6 +57,7 @@ class WorkerShell:
         limits: SessionLimits,
         make_engine: MakeEngine,
         take_readings: Callable[[], Readings],
+        keyring: Keyring,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._make_engine = make_engine
@@ -74,7 +76,7 @@ class WorkerShell:
             is_well=lambda: not (self._mailbox.is_late() or self._session.is_stuck(self._loop.time())),
         )
         self._links = [
-            BrokerLink(endpoint, MAX_HEADER_BYTES, partial(self._on_message, broker))
+            BrokerLink(endpoint, MAX_HEADER_BYTES, partial(self._on_message, broker), keyring)
             for broker, endpoint in enumerate(broker_endpoints)
         ]
         self._readings = ReadingsThread(take_readings, self._on_readings, timing.heartbeat_interval_s)

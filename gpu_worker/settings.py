@@ -20,7 +20,7 @@ from gpu_worker.own_gpu import OwnGpu, own_gpu
 from gpu_worker.private_folder import claim_private_folder
 from gpu_worker.readings import device_label
 from proto.endpoints import BrokerEndpoints
-from proto.network_settings import NetworkSettings
+from proto.network_settings import PeerSettings
 
 _DEVICE: Final = re.compile(r"auto|cpu|cuda(?::[0-9]{1,3})?|(?:GPU|MIG)-[0-9A-Za-z-]{1,36}")
 _GPU_NUMBER: Final = re.compile(r"[0-9]{1,3}")
@@ -64,7 +64,7 @@ def _home() -> Path:
         return Path()
 
 
-class WorkerSettings(NetworkSettings):
+class WorkerSettings(PeerSettings):
     """A GPU worker: one engine, one job at a time.
 
     Two commands prepare its model folder, each with a --help of its own: `python -m gpu_worker prefetch`
