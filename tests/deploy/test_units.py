@@ -85,6 +85,16 @@ def test_every_setting_exists(component: Component) -> None:
 
 
 @each
+def test_every_setting_of_the_examples_exists(component: Component) -> None:
+    known = {environment_name(component.settings, name) for name in component.settings.model_fields}
+    short = component.unit.removeprefix("flux-").partition(".")[0].rstrip("@")
+    drop_in = (FOLDER / "examples" / f"curve-{short}.conf").read_text()
+    named = re.findall(r"^Environment=([A-Z_]+)=", drop_in, re.MULTILINE)
+    assert len(named) >= 3
+    assert set(named) <= known
+
+
+@each
 def test_it_has_time_to_finish(component: Component) -> None:
     assert component.seconds("TimeoutStopSec") >= component.stop_s + SLACK_S
     assert component.value("KillMode") == "mixed", "an engine process is the worker's to end"

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -227,6 +228,14 @@ class Machine:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.conf").write_text("\n".join(["[Service]", *lines, ""]))
         self.systemctl("daemon-reload")
+
+    def drop_in_example(self, unit: str, example: str, **replaced: str) -> None:
+        """One of those that are installed; `replaced` are values of its variables."""
+        text = self.path(f"/usr/local/share/doc/flux-server/examples/{example}").read_text()
+        for name, value in replaced.items():
+            text, count = re.subn(rf"(?m)^(Environment={name})=.*$", rf"\1={value}", text)
+            assert count == 1, name
+        self.drop_in(unit, "example", *text.replace("[Service]", "").splitlines())
 
     def remove_drop_ins(self, unit: str) -> bool:
         """False if there were none."""

@@ -142,6 +142,37 @@ def test_a_reload_ends_nothing(service, unit):
     assert service.main_pid(unit) == pid
 
 
+def test_keys_come_and_go_without_a_restart(service):
+    folder, public = "/etc/flux-server/keys", {}
+    for name in ("broker", "frontend", "worker"):
+        service.run("flux-keys", "make", name, f"--folder={folder}")
+        public[name] = service.run("flux-keys", "show", f"{folder}/{name}.key_secret").stdout.split()[0]
+    lines = [f"{role} {role} {public[role]}\n" for role in ("frontend", "worker")]
+    authorized = service.path("/etc/flux-server/authorized_keys")
+    authorized.write_text("".join(lines))
+    service.path("/etc/flux-server/known_brokers").write_text(f"127.0.0.1 {public['broker']}\n")
+    for_frontends, for_workers = "tcp://127.0.0.1:5560", "tcp://127.0.0.1:5561"
+    endpoints = {"FLUX_BROKER_FRONTENDS_ENDPOINT": for_frontends, "FLUX_BROKER_WORKERS_ENDPOINT": for_workers}
+    service.drop_in_example(BROKER, "curve-broker.conf", **endpoints)
+    service.drop_in_example(FRONTEND, "curve-frontend.conf", FLUX_FRONTEND_BROKER_ENDPOINTS=for_frontends)
+    service.drop_in_example(WORKER, "curve-worker.conf", FLUX_WORKER_BROKER_ENDPOINTS=for_workers)
+    service.systemctl("restart", "flux-server.target")
+    service.until_drawn()
+    pids = [service.main_pid(unit) for unit in UNITS]
+
+    authorized.write_text(lines[0])
+    service.systemctl("reload", BROKER)
+    service.until_status(BROKER, "0 workers (0 ready), 1 frontend")
+    assert service.draw().startswith("UNAVAILABLE")
+    authorized.write_text("nonsense\n")
+    service.systemctl("reload", BROKER)
+    until("the journal says so", lambda: f"{authorized.name}: line 1: " in service.journal(BROKER))
+    authorized.write_text("".join(lines))
+    service.systemctl("reload", BROKER)
+    service.until_drawn()
+    assert [service.main_pid(unit) for unit in UNITS] == pids
+
+
 def test_after_a_reboot_it_serves_again(service):
     service.reboot()
     for unit in UNITS:
