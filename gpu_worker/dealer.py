@@ -72,7 +72,7 @@ class WorkerShell:
         )
         self._mailbox: Mailbox[Event, Action] = Mailbox(self._session, TimerFired(), self._perform)
         self._service = ServiceWatch(
-            status=lambda: status_text(self._session),
+            status=lambda: status_text(self._session, self._loop.time()),
             is_well=lambda: not (self._mailbox.is_late() or self._session.is_stuck(self._loop.time())),
         )
         self._links = [

@@ -8,7 +8,11 @@ from gpu_worker.slot import Busy, Free, Stopping
 from proto.messages import JobPhase
 
 
-def status_text(session: Session) -> str:
+def status_text(session: Session, now: float) -> str:
+    return _doing(session) + _lack_of_brokers(session, now)
+
+
+def _doing(session: Session) -> str:
     if session.drain is not None:
         jobs = f"{_slot_text(session)}; " if not session.executions.is_idle else ""
         return f"draining: {jobs}{session.held.unreleased} outcomes to hand over"
@@ -25,6 +29,14 @@ def status_text(session: Session) -> str:
             return f"engine process killed: {reason}"
         case _:
             assert_never(session.engine.state)
+
+
+def _lack_of_brokers(session: Session, now: float) -> str:
+    brokers = len(session.contacts)
+    heard = sum(not session.contacts.of(broker).is_unreachable(now) for broker in session.contacts)
+    if heard == brokers:
+        return ""
+    return f"; {heard} of {brokers} brokers answer" if heard else "; no broker answers"
 
 
 def _slot_text(session: Session) -> str:

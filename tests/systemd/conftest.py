@@ -18,22 +18,31 @@ WHEELS_LIMIT_S = 600.0
 
 
 @pytest.fixture(scope="session")
-def source(tmp_path_factory) -> Path:
+def cache(tmp_path_factory) -> Path:
+    """Kept for the next run by whoever names a folder for it."""
+    require_means()
+    return Path(os.environ.get("FLUX_SYSTEMD_CACHE") or tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def source(cache, tmp_path_factory) -> Path:
     """The source with all wheels: what a packager would bring to the machine."""
     folder = tmp_path_factory.mktemp("packages") / "source"
     shutil.copytree(SOURCE, folder, ignore=NOT_SOURCE)
+    wheels, kept = folder / "build" / "wheels", cache / "wheels"
+    if kept.exists():
+        shutil.copytree(kept, wheels)
     command = ["make", "-C", str(folder), "wheels", f"PYTHON={sys.executable}", WORKER_REQUIREMENTS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=WHEELS_LIMIT_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     shutil.rmtree(folder / ".venv")
+    shutil.copytree(wheels, kept, dirs_exist_ok=True)
     return folder
 
 
 @pytest.fixture(scope="session")
-def host(source, tmp_path_factory) -> Iterator[Machine]:
+def host(cache, source, tmp_path_factory) -> Iterator[Machine]:
     """Booted, and nothing of ours on it."""
-    require_means()
-    cache = Path(os.environ.get("FLUX_SYSTEMD_CACHE") or tmp_path_factory.mktemp("cache"))
     archive = root_filesystem(cache)
     with Machine(tmp_path_factory.mktemp("machine") / "root", archive, source).booted() as machine:
         yield machine
