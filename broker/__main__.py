@@ -11,6 +11,7 @@ from broker.router import CannotBind, serve
 from broker.settings import BrokerSettings
 from proto.configuration import load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
+from proto.file_watch import keep_fresh
 from proto.key_file import KeyFileUnusable
 from proto.logs import configure_logging
 from proto.signals import on_end_signals, on_reload_signal
@@ -46,7 +47,7 @@ async def _run(settings: BrokerSettings, gatekeeper: Gatekeeper | None) -> None:
     on_end_signals(end)
     on_reload_signal(lambda: structlog.get_logger().info("reading keys and certificates again", on="SIGHUP"))
     if gatekeeper is not None:
-        on_reload_signal(gatekeeper.reload)
+        keep_fresh(gatekeeper.files, gatekeeper.reload)
     await serve(settings, stop, gatekeeper)
 
 

@@ -31,7 +31,11 @@ class Authenticator:
     def __init__(self, welcomes: Welcomes) -> None:
         self._welcomes = welcomes
         self._socket = LoopSocket(zmq.ROUTER, _REQUEST_MAX_BYTES, self._on_request)
-        self._socket.bind(ENDPOINT)
+        try:
+            self._socket.bind(ENDPOINT)
+        except zmq.ZMQError:
+            self._socket.close()
+            raise
 
     def close(self) -> None:
         self._socket.close()

@@ -86,7 +86,7 @@ class Router:
         self._dropped = 0
         self._gatekeeper = gatekeeper
         self._turned_away = TurnedAway() if gatekeeper is None else gatekeeper.turned_away
-        self._authenticator = None if gatekeeper is None else Authenticator(gatekeeper.welcomes)
+        self._authenticator = None if gatekeeper is None else _authenticator(gatekeeper)
         self._workers = self._socket("worker", MAX_IMAGE_BYTES + SLACK_BYTES, self._from_worker)
         self._frontends = self._socket("frontend", MAX_HEADER_BYTES, self._from_frontend)
         self._bind(self._workers, settings.workers_endpoint)
@@ -216,6 +216,13 @@ class Router:
         if result is not SendResult.SENT:
             self._dropped += 1
             log.debug("message not sent", kind=type(message).__name__, why=result.name, dropped=self._dropped)
+
+
+def _authenticator(gatekeeper: Gatekeeper) -> Authenticator:
+    try:
+        return Authenticator(gatekeeper.welcomes)
+    except zmq.ZMQError as error:
+        raise CannotBind(f"no authenticator of this broker: {zmq.strerror(error.errno or 0)}") from error
 
 
 async def serve(settings: BrokerSettings, stop: asyncio.Event, gatekeeper: Gatekeeper | None = None) -> None:

@@ -49,7 +49,7 @@ def _explanation(fault: HandshakeFault, encrypted: bool) -> str | None:
         case HandshakeFault.NO_AUTHENTICATOR:
             return "the authenticator is gone, nobody is admitted: start the broker again"
         case HandshakeFault.ENDED if encrypted:
-            return "it ended the connection during the handshake: it may not encrypt"
+            return "it did not finish the handshake: it may not encrypt"
         case HandshakeFault.ENDED:
             return None
         case HandshakeFault.OTHER:

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"frontend: {error}", file=sys.stderr)
         return EXIT_BAD_CONFIGURATION
     try:
-        asyncio.run(run_until_signal(settings, partial(BrokerClient, keyring=keyring), keyring.reload))
+        asyncio.run(run_until_signal(settings, partial(BrokerClient, keyring=keyring)))
     except CannotListen as error:
         print(f"frontend: {error}", file=sys.stderr)
         return EXIT_CANNOT_START

@@ -15,6 +15,7 @@ from gpu_worker.readings import ReadingsTaker
 from gpu_worker.settings import WorkerSettings
 from proto.configuration import load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION
+from proto.file_watch import keep_fresh
 from proto.key_file import KeyFileUnusable
 from proto.keyring import Keyring
 from proto.logs import configure_logging
@@ -57,7 +58,7 @@ async def _run(settings: WorkerSettings, choice: EngineChoice, keyring: Keyring)
 
     on_end_signals(end)
     on_reload_signal(lambda: log.info("reading keys and certificates again", on="SIGHUP"))
-    on_reload_signal(keyring.reload)
+    keep_fresh(keyring.files, keyring.reload)
     log.info("worker starts", worker_id=settings.worker_id, brokers=settings.broker_endpoints)
     over = await shell.run()
     if over.code:

@@ -38,9 +38,9 @@ def _explanation(fault: HandshakeFault, curve: CurveClient | None) -> str:
         case HandshakeFault.MECHANISM:
             return "it does not encrypt: it has no curve_key_file"
         case HandshakeFault.ENDED if curve is None:
-            return "it ended the connection at once: it may ask for encryption (curve_key_file)"
+            return "the handshake was not finished: it may hang, or ask for encryption (curve_key_file)"
         case HandshakeFault.ENDED:
-            return "it ended the connection: its key may be another than in known_brokers_file"
+            return "the handshake was not finished: it may hang, or known_brokers_file has another key"
         case HandshakeFault.CRYPTOGRAPHIC | HandshakeFault.NO_AUTHENTICATOR | HandshakeFault.OTHER:
             return f"the handshake failed: {fault.name}"
         case _:

@@ -84,24 +84,42 @@ class HandshakeWatch:
         if event == zmq.EVENT_ACCEPTED:
             self._accepted(value)
         elif event & _FAILURES:
+            self._tell(None)
             self._fault = _fault_of(event, value)
+            if self._fault is HandshakeFault.NO_AUTHENTICATOR:
+                self._tell(None)  # libzmq leaves such a connection open until HANDSHAKE_IVL
         elif event == zmq.EVENT_DISCONNECTED:
-            address = self._addresses.pop(value, None)
-            if self._fault is not None:
-                failure = HandshakeFailure(fault=self._fault, address=address)
-                self._fault = None
-                self._on_failure(failure)
+            self._tell(self._addresses.pop(value, None))
+
+    def _tell(self, address: str | None) -> None:
+        fault, self._fault = self._fault, None
+        if fault is not None:
+            self._on_failure(HandshakeFailure(fault=fault, address=address))
 
     def _accepted(self, descriptor: int) -> None:
         self._addresses.pop(descriptor, None)
+        address = _address_of_peer(descriptor)
+        if address is not None:
+            self._addresses[descriptor] = address
+
+
+def _address_of_peer(descriptor: int) -> str | None:
+    """None over ipc, or if the connection has ended by now: the number may even be another file's."""
+    try:
+        own = os.dup(descriptor)
+    except OSError:
+        return None
+    try:
+        connection = posix_socket.socket(fileno=own)
+    except OSError:
+        os.close(own)
+        return None
+    with connection:
         try:
-            # The connection may have ended by now.
-            with posix_socket.socket(fileno=os.dup(descriptor)) as connection:
-                name = connection.getpeername()
+            name = connection.getpeername()
         except OSError:
-            return
-        if isinstance(name, tuple):
-            self._addresses[descriptor] = plain_address(str(name[0]))
+            return None
+    return plain_address(str(name[0])) if isinstance(name, tuple) else None
 
 
 def plain_address(address: str) -> str:

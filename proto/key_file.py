@@ -36,6 +36,8 @@ def read_key_pair(path: Path) -> KeyPair:
     _require_private(path)
     try:
         public, secret = zmq.auth.load_certificate(path)
+    except PermissionError as error:
+        raise KeyFileUnusable(f"{path}: cannot be read: {error.strerror}") from None
     except (OSError, ValueError, IndexError):
         raise KeyFileUnusable(f"{path}: is no key file; flux-keys make NAME makes one") from None
     if secret is None:

@@ -23,6 +23,7 @@ class LoopReader:
         self._look_again: asyncio.Handle | None = None
         self._fd: int = socket.fileno()
         self._loop.add_reader(self._fd, self._drain)
+        self.look_soon()
 
     def look_soon(self) -> None:
         """Due after whatever was done with the socket elsewhere."""

@@ -16,6 +16,8 @@ HIGH_WATER_MARK: Final = 1024
 as many as jobs that run."""
 ZMTP_HEARTBEAT_MS: Final = 1000
 ZMTP_TIMEOUT_MS: Final = 3000
+HANDSHAKE_MS: Final = 2500
+"""Less than `broker_silent_s`, so that a peer hears of it before it gives up its socket."""
 RECONNECT_MS: Final = 100
 RECONNECT_MAX_MS: Final = 1000
 
@@ -66,6 +68,7 @@ class LoopSocket:
         self._socket.set(zmq.IPV6, 1)
         self._socket.set(zmq.HEARTBEAT_IVL, ZMTP_HEARTBEAT_MS)
         self._socket.set(zmq.HEARTBEAT_TIMEOUT, ZMTP_TIMEOUT_MS)
+        self._socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         if kind == zmq.ROUTER:
             self._socket.set(zmq.ROUTER_MANDATORY, 1)
         else:
