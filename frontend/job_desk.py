@@ -262,6 +262,7 @@ class JobDesk:
                 accepted=isinstance(job.state, Accepted),
                 execution_id=job.execution_id,
                 key_job_limit=job.opened.key_job_limit,
+                key_queue_share=job.opened.key_queue_share,
                 body=job.job.prompt.encode(),
             )
         )
