@@ -1,23 +1,30 @@
 """`python -m frontend`: the gRPC and HTTP side of the service."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 
 from frontend.broker_client import BrokerClient
+from frontend.operator_files import FileUnusable
 from frontend.ports import CannotListen
 from frontend.server import run_until_signal
 from frontend.settings import FrontendSettings
 from proto.configuration import load_settings
-from proto.exit_status import EXIT_CANNOT_START
+from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
 from proto.logs import configure_logging
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(FrontendSettings, argv, "frontend")
     configure_logging("frontend", settings.log_level, settings.log_format)
+    # gRPC writes lines of its own between ours: at its lower levels one for each TLS handshake that fails.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         asyncio.run(run_until_signal(settings, BrokerClient))
+    except FileUnusable as error:
+        print(f"frontend: {error}", file=sys.stderr)
+        return EXIT_BAD_CONFIGURATION
     except CannotListen as error:
         print(f"frontend: {error}", file=sys.stderr)
         return EXIT_CANNOT_START
