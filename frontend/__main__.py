@@ -1,11 +1,13 @@
 """`python -m frontend`: the gRPC and HTTP side of the service."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 
 from frontend.broker_client import BrokerClient
+from frontend.operator_files import FileUnusable
 from frontend.ports import CannotListen
 from frontend.server import run_until_signal
 from frontend.settings import FrontendSettings
@@ -19,6 +21,8 @@ from proto.logs import configure_logging
 def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(FrontendSettings, argv, "frontend")
     configure_logging("frontend", settings.log_level, settings.log_format)
+    # gRPC writes lines of its own between ours: at its lower levels one for each TLS handshake that fails.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         keyring = Keyring(settings.curve_key_file, settings.known_brokers_file, settings.broker_endpoints)
     except KeyFileUnusable as error:
@@ -26,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BAD_CONFIGURATION
     try:
         asyncio.run(run_until_signal(settings, partial(BrokerClient, keyring=keyring)))
+    except FileUnusable as error:
+        print(f"frontend: {error}", file=sys.stderr)
+        return EXIT_BAD_CONFIGURATION
     except CannotListen as error:
         print(f"frontend: {error}", file=sys.stderr)
         return EXIT_CANNOT_START

@@ -11,6 +11,7 @@ import pytest
 
 from broker.router import FAREWELL_S
 from broker.settings import BrokerSettings
+from frontend.key_file import read_clients
 from frontend.server import FLUSH_S
 from frontend.settings import FrontendSettings
 from gpu_worker.dealer import GONE_LIMIT_S
@@ -92,6 +93,10 @@ def test_every_setting_of_the_examples_exists(component: Component) -> None:
     named = re.findall(r"^Environment=([A-Z_]+)=", drop_in, re.MULTILINE)
     assert len(named) >= 3
     assert set(named) <= known
+
+
+def test_the_example_of_api_keys_can_be_read() -> None:
+    assert read_clients(FOLDER / "examples" / "api_keys.toml")
 
 
 @each

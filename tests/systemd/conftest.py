@@ -53,8 +53,7 @@ def installed(host) -> Machine:
     """Installed, with settings, not started."""
     host.make("install", WORKER_REQUIREMENTS)
     settings = host.path("/etc/flux-server")
-    with (settings / "frontend.env").open("a") as file:
-        file.write("API_KEYS=client1,client2\n")
+    host.write_api_keys("client1", "client2")
     with (settings / "worker.env").open("a") as file:
         file.write("FLUX_WORKER_ENGINE=fake\nFLUX_WORKER_FAKE_STEP_S=0.2\n")
     return host

@@ -20,7 +20,12 @@ LIMIT_S: Final = 60.0
 POLL_S: Final = 0.1
 PACKAGES: Final = "systemd,systemd-sysv,dbus,python3,python3-venv,make,procps,iproute2"
 ROOTFS_LIMIT_S: Final = 600.0
-NEEDED: Final = {"mmdebstrap": "mmdebstrap", "systemd-nspawn": "systemd-container", "nsenter": "util-linux"}
+NEEDED: Final = {
+    "mmdebstrap": "mmdebstrap",
+    "systemd-nspawn": "systemd-container",
+    "nsenter": "util-linux",
+    "setpriv": "util-linux",
+}
 ENVIRONMENT: Final = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8",
@@ -111,7 +116,8 @@ class Machine:
                 self._container.wait()
 
     def _boot(self) -> None:
-        command = ["systemd-nspawn", "--quiet", f"--directory={self._root}", "--boot", "--private-network"]
+        command = ["setpriv", "--pdeathsig=KILL"]  # It is not to outlive a test run that is killed.
+        command += ["systemd-nspawn", "--quiet", f"--directory={self._root}", "--boot", "--private-network"]
         command += [f"--bind-ro={self._source}:/mnt", f"--machine=flux-{os.getpid()}"]
         with (self._root.parent / "console").open("ab") as console:
             self._container = subprocess.Popen(
@@ -255,6 +261,13 @@ class Machine:
             return (self._root.parent / "console").read_text(errors="replace")
         done = self.run("journalctl", "--no-pager", "--unit=flux-*", "--lines=150", check=False)
         return "\n".join(line for line in done.stdout.splitlines() if '"Metrics"' not in line)
+
+    def write_api_keys(self, *keys: str) -> None:
+        """A client of its own for each."""
+        file = self.path("/etc/flux-server/api_keys.toml")
+        file.write_text("".join(f'[clients.{key}]\nkeys = ["{key}"]\n' for key in keys))
+        self.run("chown", "root:flux-frontend", "/etc/flux-server/api_keys.toml")
+        file.chmod(0o640)
 
     # --- The service ---------------------------------------------------------------------------
 

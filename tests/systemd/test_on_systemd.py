@@ -22,10 +22,10 @@ def test_nothing_is_written_beside_destdir(host):
 
 
 def test_it_installs_and_keeps_settings(installed):
-    changed = installed.path("/etc/flux-server/frontend.env").read_text()
+    changed = installed.path("/etc/flux-server/worker.env").read_text()
     installed.make("install", WORKER_REQUIREMENTS)
-    assert installed.path("/etc/flux-server/frontend.env").read_text() == changed
-    assert installed.run("stat", "-c", "%a %U", "/etc/flux-server/frontend.env").stdout == "640 root\n"
+    assert installed.path("/etc/flux-server/worker.env").read_text() == changed
+    assert installed.run("stat", "-c", "%a %U", "/etc/flux-server/worker.env").stdout == "640 root\n"
     assert installed.run("stat", "-c", "%a %U", "/etc/flux-server/keys").stdout == "700 root\n"
     assert {installed.state(unit) for unit in UNITS} == {"inactive"}, "nothing is started unasked"
 
@@ -142,6 +142,18 @@ def test_a_reload_ends_nothing(service, unit):
     assert service.main_pid(unit) == pid
 
 
+def test_clients_come_and_go_without_a_restart(service):
+    pid = service.main_pid(FRONTEND)
+    service.write_api_keys("client1", "client3")
+    service.systemctl("reload", FRONTEND)
+    until("the new client is let in", lambda: service.draw("client3") == "image")
+    assert service.draw("client2").startswith("UNAUTHENTICATED")
+    service.write_api_keys("client1", "client2")
+    service.systemctl("reload", FRONTEND)
+    until("the old client is let in", lambda: service.draw("client2") == "image")
+    assert service.main_pid(FRONTEND) == pid
+
+
 def test_keys_come_and_go_without_a_restart(service):
     folder, public = "/etc/flux-server/keys", {}
     for name in ("broker", "frontend", "worker"):
@@ -186,7 +198,7 @@ def test_an_uninstallation_leaves_settings_and_models(service):
     service.make("uninstall")
     assert service.run("pgrep", "-f", HOME, check=False).stdout == ""
     assert model.read_text() == "weights"
-    assert "client1" in service.path("/etc/flux-server/frontend.env").read_text()
+    assert "client1" in service.path("/etc/flux-server/api_keys.toml").read_text()
     left = service.run("find", "/usr", "/etc/systemd", "-name", "*flux*").stdout
     assert left == ""
     assert service.show(BROKER, "LoadState") == "not-found"
