@@ -1,10 +1,10 @@
 """`python -m frontend`: the gRPC and HTTP side of the service."""
 
 import asyncio
-import os
 import sys
 from collections.abc import Sequence
 
+import frontend.quiet_grpc  # noqa: F401 - before anything that imports gRPC
 from frontend.broker_client import BrokerClient
 from frontend.operator_files import FileUnusable
 from frontend.ports import CannotListen
@@ -18,8 +18,6 @@ from proto.logs import configure_logging
 def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(FrontendSettings, argv, "frontend")
     configure_logging("frontend", settings.log_level, settings.log_format)
-    # gRPC writes lines of its own between ours: at its lower levels one for each TLS handshake that fails.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         asyncio.run(run_until_signal(settings, BrokerClient))
     except FileUnusable as error:
