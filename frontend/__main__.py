@@ -1,11 +1,11 @@
 """`python -m frontend`: the gRPC and HTTP side of the service."""
 
 import asyncio
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 
+import frontend.quiet_grpc  # noqa: F401 - before anything that imports gRPC
 from frontend.broker_client import BrokerClient
 from frontend.operator_files import FileUnusable
 from frontend.ports import CannotListen
@@ -21,8 +21,6 @@ from proto.logs import configure_logging
 def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(FrontendSettings, argv, "frontend")
     configure_logging("frontend", settings.log_level, settings.log_format)
-    # gRPC writes lines of its own between ours: at its lower levels one for each TLS handshake that fails.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         keyring = Keyring(settings.curve_key_file, settings.known_brokers_file, settings.broker_endpoints)
     except KeyFileUnusable as error:

@@ -95,6 +95,14 @@ async def test_files_that_cannot_be_used_are_one_line_and_a_bad_configuration(tm
     assert said == f"frontend: {keys}: {problem}\n"
 
 
+async def shake_no_hands(address):
+    """Until the server ends the connection."""
+    reader, writer = await asyncio.open_connection(*address.split(":"))
+    writer.write(b"GET / HTTP/1.0\r\n\r\n")
+    await reader.read()
+    writer.close()
+
+
 async def test_sighup_takes_keys_and_certificate_anew_and_does_not_end_it(tmp_path):
     keys, certificate, private_key = (tmp_path / name for name in ("keys.toml", "server.pem", "server.key"))
 
@@ -129,6 +137,7 @@ async def test_sighup_takes_keys_and_certificate_anew_and_does_not_end_it(tmp_pa
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await ping(serving["grpc"], second, "hush-1")
         assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        await shake_no_hands(serving["grpc"])
         child.send_signal(signal.SIGTERM)
         rest = (await child.stderr.read()).decode()
         assert await child.wait() == 0
