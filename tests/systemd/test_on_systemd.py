@@ -58,7 +58,7 @@ def test_processes_may_do_no_more_than_they_need(service):
 
 def test_a_worker_is_ready_only_with_its_model_however_long_that_takes(service):
     service.systemctl("stop", WORKER)
-    service.drop_in(WORKER, "slow", "Environment=FLUX_WORKER_FAKE_LOAD_S=6", "TimeoutStartSec=2s")
+    service.drop_in(WORKER, "slow", "Environment=FLUX_WORKER_FAKE_LOAD_S=14", "TimeoutStartSec=10s")
     service.systemctl("start", "--no-block", WORKER)
     service.until_status(WORKER, "loading: pretending to load, ")
     assert service.state(WORKER) == "activating"
