@@ -1,11 +1,12 @@
 """The admission table: whether a new job is taken, and if not, why and for how long (PROTOCOL.md §9)."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from broker.estimates import RunTimes
-from broker.jobs import Dispatched, Job, JobTable, Queued, Returned
+from broker.jobs import Dispatched, Job, JobTable, Returned
 from broker.workers import Idle, Worker, WorkerTable
 from proto.failures import RefusalReason
 from proto.messages import Submit, WorkerPhase
@@ -63,14 +64,27 @@ class Admission:
             )
         if any(isinstance(job.state, Returned) for job in self.jobs):
             return self._all_busy("a job that lost its worker waits to run again", now)
-        queued = sum(isinstance(job.state, Queued) for job in self.jobs)
+        queued = len(self.jobs.turns)
         idle = sum(isinstance(worker.slot, Idle) for worker in serving) + self.stopping
+        if queued < idle:
+            return self._judge_deadline(submit, 0.0, now)
         if queued >= idle + self.queue_limit:
             return self._all_busy(f"{len(serving) - idle} of {len(serving)} busy, {queued} queued", now)
-        return self._judge_deadline(submit, queued < idle, now)
+        # Whoever is queued, the new job may be the next: its key may be the one whose turn it is.
+        shortest_wait_s = min(self._shortest_waits(now), default=0.0)
+        return self._judge_share(submit, now) or self._judge_deadline(submit, shortest_wait_s, now)
 
-    def _judge_deadline(self, submit: Submit, at_once: bool, now: float) -> Refusal | None:
-        wait_s = 0.0 if at_once else min(self._shortest_waits(now), default=0.0)
+    def _judge_share(self, submit: Submit, now: float) -> Refusal | None:
+        """One key is not to fill the queue, and so keep all others out."""
+        waiting = self.jobs.turns.count(submit.claim.key_fingerprint)
+        allowed = max(1, math.floor(submit.key_queue_share * self.queue_limit))
+        if waiting < allowed:
+            return None
+        detail = f"{waiting} waiting, {allowed} of the queue's {self.queue_limit} allowed"
+        return Refusal(RefusalReason.CLIENT_QUEUE_FULL, detail, self._first_free_s(now))
+
+    def _judge_deadline(self, submit: Submit, wait_s: float, now: float) -> Refusal | None:
+        """`wait_s`: a lower bound of the wait before it begins."""
         needed_s = wait_s + self.run_times.lower_bound_s(submit.parameters, now)
         remaining_s = submit.claim.remaining_ms / 1000
         if needed_s <= remaining_s:
@@ -90,9 +104,12 @@ class Admission:
         return f"{len(self.workers)} registered: {', '.join(states)}"
 
     def _all_busy(self, detail: str, now: float) -> Refusal:
+        return Refusal(RefusalReason.ALL_WORKERS_BUSY, detail, self._first_free_s(now))
+
+    def _first_free_s(self, now: float) -> float:
+        """Until the first worker can be expected to be free."""
         running = [job for job in self.jobs if isinstance(job.state, Dispatched)]
-        wait_s = min(self._waits(running, now), default=self.timing.heartbeat_interval_s)
-        return Refusal(RefusalReason.ALL_WORKERS_BUSY, detail, self._clamped(wait_s))
+        return self._clamped(min(self._waits(running, now), default=self.timing.heartbeat_interval_s))
 
     def _waits(self, jobs: list[Job], now: float) -> Iterator[float]:
         """Seconds until each of the jobs can be expected to end."""

@@ -1,6 +1,6 @@
 """What must hold between the broker's tables after every event, whatever the peers did."""
 
-from broker.jobs import MAX_ATTEMPTS, MAX_JOBS, Dispatched, Job, key_of
+from broker.jobs import MAX_ATTEMPTS, MAX_JOBS, Dispatched, Job, Queued, key_of
 from broker.state import BrokerState
 from broker.workers import Offered, Running, Worker
 
@@ -28,6 +28,8 @@ def _check_jobs(state: BrokerState) -> None:
     assert executions == jobs.by_execution, "the ways to find a job disagree: by execution"
     keyed = [job for job in jobs if key_of(job.claim) is not None]
     assert len(keyed) == sum(map(len, jobs.by_key.values())), "the ways to find a job disagree: by key"
+    queued = {job.job_id for job in jobs if isinstance(job.state, Queued)}
+    assert sorted(jobs.turns) == sorted(queued), "the ways to find a job disagree: by turn"
     for job in jobs:
         assert job.attempts >= 0, "fewer than no attempts"
         assert job.attempts <= MAX_ATTEMPTS or not job.is_active, f"{job.attempts} attempts"

@@ -110,7 +110,7 @@ class JobLife:
     # --- Executions ----------------------------------------------------------------------------
 
     def dispatch(self, now: float) -> None:
-        """Give waiting jobs to idle workers: returned jobs first, the longest idle worker first."""
+        """Give waiting jobs to idle workers: returned jobs first, then by turns; the longest idle first."""
         if self._state.is_rebuilding:
             return
         self._fail_exhausted(now)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from broker.turns import Turns
 from proto.messages import (
     Body,
     ImageParameters,
@@ -35,7 +36,7 @@ MAX_CRASHES: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """Admitted for the first time; it waits for its turn until its deadline."""
+    """Admitted for the first time; it waits for its key's turn until its deadline."""
 
     since: float
 
@@ -211,6 +212,8 @@ class JobTable:
     """By the current execution."""
     by_key: dict[Key, list[Job]] = field(default_factory=dict)
     """Those with an idempotency key."""
+    turns: Turns = field(default_factory=Turns)
+    """Those that are queued."""
 
     def __iter__(self) -> Iterator[Job]:
         return iter(self.jobs.values())
@@ -226,6 +229,7 @@ class JobTable:
 
     def add(self, job: Job) -> None:
         self.jobs[job.job_id] = job
+        self._queue(job)
         if (key := key_of(job.claim)) is not None:
             self.by_key.setdefault(key, []).append(job)
 
@@ -233,7 +237,9 @@ class JobTable:
         """The only way to change a job's state."""
         if job.current_execution is not None:
             del self.by_execution[job.current_execution]
+        self._unqueue(job, has_begun=isinstance(state, Dispatched))
         job.state = state
+        self._queue(job)
         if job.current_execution is not None:
             self.by_execution[job.current_execution] = job
 
@@ -242,11 +248,20 @@ class JobTable:
             self.detach(job, waiter_id)
         if job.current_execution is not None:
             del self.by_execution[job.current_execution]
+        self._unqueue(job, has_begun=False)
         if (key := key_of(job.claim)) is not None:
             self.by_key[key].remove(job)
             if not self.by_key[key]:
                 del self.by_key[key]
         del self.jobs[job.job_id]
+
+    def _queue(self, job: Job) -> None:
+        if isinstance(job.state, Queued):
+            self.turns.join(job.claim.key_fingerprint, job.job_id)
+
+    def _unqueue(self, job: Job, *, has_begun: bool) -> None:
+        if isinstance(job.state, Queued):
+            self.turns.leave(job.claim.key_fingerprint, job.job_id, has_begun=has_begun)
 
     def attach(self, job: Job, waiter_id: bytes, waiter: Waiter) -> None:
         job.waiters[waiter_id] = waiter
@@ -283,8 +298,8 @@ class JobTable:
         return [job for job in self if isinstance(job.state, Returned)]
 
     def waiting(self) -> list[Job]:
-        """In the order in which they go to workers: the returned ones first."""
-        return self.returned() + [job for job in self if isinstance(job.state, Queued)]
+        """In the order in which they go to workers: the returned ones first, then the keys take turns."""
+        return self.returned() + [self.jobs[job_id] for job_id in self.turns]
 
     def wanting(self, execution_id: bytes) -> Job | None:
         """The job whose current execution this is."""

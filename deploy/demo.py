@@ -16,7 +16,8 @@ from deploy.launcher import Launcher
 from deploy.readiness import WorkerProgress
 from deploy.settings import FrontendEnvironment, LauncherSettings
 from deploy.stack import Stack, build_stack, socket_folder
-from proto.configuration import load_settings
+from proto.configuration import environment_name, load_settings
+from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.messages import MAX_IMAGE_BYTES
 
 PROGRAM: Final = "demo"
@@ -24,6 +25,7 @@ OUTPUT: Final = Path("demo.png")
 REQUEST: Final = image_gen_pb2.GenerateRequest(
     prompt="a futuristic cityscape", height=512, width=512, num_inference_steps=15, guidance_scale=7.5
 )
+TLS_VARIABLE: Final = environment_name(FrontendEnvironment, "tls_certificate_file")
 CALL_LIMIT_S: Final = 600.0
 EXIT_INTERRUPTED: Final = 130
 _DEFAULTS: Final = {"log_level": "warning", "log_format": "console", "grpc_port": 0, "http_port": 0}
@@ -34,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = load_settings(LauncherSettings, argv, PROGRAM)
     unsaid = {name: value for name, value in _DEFAULTS.items() if name not in given.model_fields_set}
     inherited = load_settings(FrontendEnvironment, [], PROGRAM)
+    if inherited.tls_certificate_file:
+        print(f"{PROGRAM}: draws on this machine, without TLS: unset {TLS_VARIABLE}", file=sys.stderr)
+        return EXIT_BAD_CONFIGURATION
     return asyncio.run(Demo(given.model_copy(update=unsaid), inherited).run())
 
 

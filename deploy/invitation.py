@@ -17,7 +17,7 @@ def invitation(stack: Stack, workers: list[WorkerProgress]) -> list[str]:
         *sorted({f"note: {worker.warning}" for worker in workers if worker.warning}),
         "ready",
         f"  gRPC     {stack.grpc_address}",
-        f"  HTTP     http://{stack.http_address}/metrics (also /healthz, /readyz)",
+        f"  HTTP     {stack.metrics_url} (also /healthz, /readyz)",
         f"  api-key  {keys}",
         f"  draw     {sample_command(stack)}",
         "  stop     Ctrl-C",
@@ -27,7 +27,8 @@ def invitation(stack: Stack, workers: list[WorkerProgress]) -> list[str]:
 def sample_command(stack: Stack) -> str:
     """What draws an image with the sample client."""
     key = stack.api_keys[0] if stack.api_key_was_generated else "YOUR_KEY"
-    return f"{_from_here(Path(sys.executable))} examples/generate.py {stack.grpc_address} {key}"
+    authority = " AUTHORITY.pem" if stack.is_grpc_encrypted else ""
+    return f"{_from_here(Path(sys.executable))} examples/generate.py {stack.grpc_address} {key}{authority}"
 
 
 def _from_here(path: Path) -> str:

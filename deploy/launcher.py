@@ -125,7 +125,8 @@ class Launcher:
 
     async def _use_when_ready(self, use: Use) -> None:
         watch = ReadinessWatch(
-            http_address=self._stack.http_address,
+            url=self._stack.metrics_url,
+            api_key=self._stack.api_keys[0],
             http_port=self._stack.http_port,
             workers=frozenset(worker.name for worker in self._stack.workers),
             frontend_pid=self._frontend_pid,

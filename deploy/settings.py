@@ -45,6 +45,8 @@ class FrontendEnvironment(ComponentSettings):
     grpc_port: int = Field(50051, ge=0, le=65535, description="port for gRPC; 0: any free one")
     http_host: str = Field("127.0.0.1", description="address for HTTP")
     http_port: int = Field(8000, ge=0, le=65535, description="port for HTTP; 0: any free one")
+    http_tls: bool = Field(False, description="HTTPS on the HTTP port")
+    tls_certificate_file: str = Field("", description="with it gRPC speaks TLS")
     api_keys: SecretStr | None = Field(
         None, validation_alias="api_keys", description="the keys that clients may use"
     )

@@ -45,7 +45,8 @@ class Stack:
     workers: tuple[Component, ...]
     frontend: Component
     grpc_address: str
-    http_address: str
+    is_grpc_encrypted: bool
+    metrics_url: str
     http_port: int
     api_keys: tuple[str, ...]
     api_key_was_generated: bool
@@ -96,12 +97,14 @@ def build_stack(settings: LauncherSettings, inherited: FrontendEnvironment, fold
         grpc_port=str(grpc_port),
         http_port=str(http_port),
     )
+    scheme = "https" if inherited.http_tls else "http"
     return Stack(
         broker=broker,
         workers=workers,
         frontend=_with_api_keys(frontend, keys),
         grpc_address=reachable(inherited.grpc_host, grpc_port),
-        http_address=reachable(inherited.http_host, http_port),
+        is_grpc_encrypted=bool(inherited.tls_certificate_file),
+        metrics_url=f"{scheme}://{reachable(inherited.http_host, http_port)}/metrics",
         http_port=http_port,
         api_keys=tuple(key.strip() for key in keys.get_secret_value().split(",")),
         api_key_was_generated=generated,

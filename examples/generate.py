@@ -1,6 +1,8 @@
 """Draws one image and writes it to output.png.
 
-python examples/generate.py [ADDRESS [API_KEY]]
+python examples/generate.py [ADDRESS [API_KEY [AUTHORITY.pem]]]
+
+With the certificate of an authority the call is encrypted.
 """
 
 import sys
@@ -14,7 +16,13 @@ import image_gen_pb2_grpc
 address = sys.argv[1] if len(sys.argv) > 1 else "localhost:50051"
 api_key = sys.argv[2] if len(sys.argv) > 2 else "client1"
 
-with grpc.insecure_channel(address) as channel:
+if len(sys.argv) > 3:
+    authority = grpc.ssl_channel_credentials(Path(sys.argv[3]).read_bytes())
+    opened = grpc.secure_channel(address, authority)
+else:
+    opened = grpc.insecure_channel(address)
+
+with opened as channel:
     stub = image_gen_pb2_grpc.ImageGenStub(channel)
     request = image_gen_pb2.GenerateRequest(
         prompt="a futuristic cityscape", height=512, width=512, num_inference_steps=15, guidance_scale=7.5

@@ -5,7 +5,9 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+import frontend.quiet_grpc  # noqa: F401 - before anything that imports gRPC
 from frontend.broker_client import BrokerClient
+from frontend.operator_files import FileUnusable
 from frontend.ports import CannotListen
 from frontend.server import run_until_signal
 from frontend.settings import FrontendSettings
@@ -28,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BAD_CONFIGURATION
     try:
         asyncio.run(run_until_signal(settings, partial(BrokerClient, keyring=keyring)))
+    except FileUnusable as error:
+        print(f"frontend: {error}", file=sys.stderr)
+        return EXIT_BAD_CONFIGURATION
     except CannotListen as error:
         print(f"frontend: {error}", file=sys.stderr)
         return EXIT_CANNOT_START

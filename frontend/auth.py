@@ -1,28 +1,25 @@
-"""API keys: who may call. Keys stay in this module; everywhere else goes their fingerprint."""
+"""Who may call: the API key is looked at before anything else of a call is."""
 
 from __future__ import annotations  # gRPC's handlers are generic for type checkers only
 
-import hashlib
-import hmac
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final, TypeVar
 
 import grpc
 import structlog
+from aiohttp import web
 from grpc_status import rpc_status
 
 from frontend import errors
+from frontend.api_keys import ApiKeys, Client, KeyProblem
 
 API_KEY_METADATA: Final = "api-key"
 OPEN_SERVICE_PREFIX: Final = "/grpc.health.v1.Health/"
-MAX_KEY_CHARACTERS: Final = 256
 LOG_INTERVAL_S: Final = 5.0
 
-caller_fingerprint: ContextVar[str] = ContextVar("caller_fingerprint")
+caller: ContextVar[Client] = ContextVar("caller")
 """Whose call this is; set for every RPC that passed the interceptor."""
 
 log = structlog.get_logger()
@@ -31,74 +28,16 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 
-def parse_api_keys(text: str) -> tuple[str, ...]:
-    """The keys in a comma-separated list; blanks around them do not count.
-
-    Raises:
-        ValueError: the list is not usable. The text says which entry, and never quotes it.
-    """
-    keys = tuple(entry.strip() for entry in text.split(","))
-    if keys == ("",):
-        raise ValueError("at least one key is needed")
-    for position, key in enumerate(keys, start=1):
-        if not key:
-            raise ValueError(f"entry {position} is empty")
-        if not all("!" <= character <= "~" for character in key):
-            raise ValueError(f"entry {position}: a key consists of printable ASCII characters without spaces")
-        if len(key) > MAX_KEY_CHARACTERS:
-            raise ValueError(f"entry {position}: a key has at most {MAX_KEY_CHARACTERS} characters")
-        if key in keys[: position - 1]:
-            raise ValueError(f"entry {position} repeats entry {keys.index(key) + 1}")
-    return keys
-
-
-def fingerprint(key: str) -> str:
-    """A short name for a key, the same in every frontend. It does not tell the key."""
-    return hashlib.blake2b(key.encode(), digest_size=8, person=b"imagegen-api-key").hexdigest()
-
-
-class KeyProblem(StrEnum):
-    """Why a call is not let in."""
-
-    MISSING = "API_KEY_MISSING"
-    WRONG = "API_KEY_WRONG"
-    SEVERAL = "API_KEY_AMBIGUOUS"
-
-
 _EXPLANATIONS: Final = {
     KeyProblem.MISSING: f"no API key: send it as the metadata entry '{API_KEY_METADATA}'",
     KeyProblem.WRONG: f"the API key in the metadata entry '{API_KEY_METADATA}' is not valid",
     KeyProblem.SEVERAL: f"more than one metadata entry '{API_KEY_METADATA}': send exactly one",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class AcceptedKey:
-    fingerprint: str
-
-
-class ApiKeys:
-    """The keys that are let in."""
-
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._fingerprints = {_comparable(key): fingerprint(key) for key in keys}
-
-    def check(self, offered: Sequence[str]) -> AcceptedKey | KeyProblem:
-        """Judge what a call carries as its key; takes as long whatever is in it."""
-        if not offered:
-            return KeyProblem.MISSING
-        if len(offered) > 1:
-            return KeyProblem.SEVERAL
-        candidate = _comparable(offered[0])
-        matches = [
-            name for known, name in self._fingerprints.items() if hmac.compare_digest(known, candidate)
-        ]
-        return AcceptedKey(matches[0]) if matches else KeyProblem.WRONG
-
-
-def _comparable(key: str) -> bytes:
-    # All of one length, so that a comparison does not tell how long the keys are.
-    return hashlib.sha256(key.encode(errors="surrogatepass")).digest()
+_HTTP_EXPLANATIONS: Final = {
+    KeyProblem.MISSING: "no API key: send it as 'Authorization: Bearer KEY' or 'api-key: KEY'",
+    KeyProblem.WRONG: "the API key is not valid",
+    KeyProblem.SEVERAL: "more than one API key: send exactly one",
+}
 
 
 class RefusalLog:
@@ -139,8 +78,8 @@ class ApiKeyInterceptor(grpc.aio.ServerInterceptor):
         if handler_call_details.method.startswith(OPEN_SERVICE_PREFIX):
             return await continuation(handler_call_details)
         match self._keys.check(_offered_keys(handler_call_details)):
-            case AcceptedKey(fingerprint=name):
-                caller_fingerprint.set(name)
+            case Client() as client:
+                caller.set(client)
                 return await continuation(handler_call_details)
             case KeyProblem() as problem:
                 return self._refusing_handler(problem, handler_call_details.method)
@@ -155,6 +94,34 @@ class ApiKeyInterceptor(grpc.aio.ServerInterceptor):
 
         # A streaming handler fits every kind of call, and starts before a request has arrived.
         return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+class HttpKeyCheck:
+    """The same for HTTP, where a key comes as `Authorization: Bearer KEY` or `api-key: KEY`."""
+
+    def __init__(self, keys: ApiKeys, refusals: RefusalLog) -> None:
+        self._keys = keys
+        self._refusals = refusals
+
+    def problem(self, request: web.BaseRequest) -> str | None:
+        """What to tell whoever is not let in; None for everybody else."""
+        match self._keys.check(_keys_in_headers(request)):
+            case Client():
+                return None
+            case KeyProblem() as problem:
+                method, peer = f"{request.method} {request.path}", str(request.remote)
+                self._refusals.note(problem, method, peer)
+                return _HTTP_EXPLANATIONS[problem]
+
+
+def _keys_in_headers(request: web.BaseRequest) -> list[str]:
+    """Each once: some clients are told to send both headers."""
+    offered = list(request.headers.getall(API_KEY_METADATA, ()))
+    for value in request.headers.getall("Authorization", ()):
+        scheme, _, credentials = value.partition(" ")
+        if scheme.lower() == "bearer":
+            offered.append(credentials.strip())
+    return list(dict.fromkeys(offered))
 
 
 def _offered_keys(details: grpc.HandlerCallDetails) -> list[str]:

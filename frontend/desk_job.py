@@ -79,5 +79,6 @@ class DeskJob:
             accepted=isinstance(self.state, Accepted),
             execution_id=self.execution_id,
             key_job_limit=self.opened.key_job_limit,
+            key_queue_share=self.opened.key_queue_share,
             body=self.job.prompt.encode(),
         )

@@ -48,6 +48,9 @@ _REFUSALS: Final[Mapping[RefusalReason, _Meaning]] = {
     RefusalReason.CLIENT_BUSY: _Meaning(
         StatusCode.RESOURCE_EXHAUSTED, "this API key already has as many active jobs as it may have"
     ),
+    RefusalReason.CLIENT_QUEUE_FULL: _Meaning(
+        StatusCode.RESOURCE_EXHAUSTED, "this API key already has as many waiting jobs as it may have"
+    ),
     RefusalReason.ALL_WORKERS_BUSY: _Meaning(
         StatusCode.RESOURCE_EXHAUSTED, "every worker is busy, and no more jobs may wait"
     ),

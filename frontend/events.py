@@ -19,6 +19,9 @@ class JobOpened:
     job_time_s: float | None = None
     """How long the job itself may take, if it is detached from the RPC; None: as long as that."""
     key_job_limit: int = 1
+    """Active jobs that the API key may have."""
+    key_queue_share: float = 1.0
+    """Of the broker's queue, that the API key may fill."""
     idempotency_hash: bytes | None = None
     """16 bytes, the same for every repeat of this call. None: it has no repeats."""
     detach: bool = False

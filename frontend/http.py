@@ -1,6 +1,7 @@
-"""The HTTP side: /metrics, /healthz and /readyz, without a key. Every answer is JSON, errors too."""
+"""The HTTP side: /metrics, /healthz and /readyz. Every answer is JSON, errors too."""
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -10,12 +11,15 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
+from frontend.auth import HttpKeyCheck
 from frontend.cluster import Cluster
 from frontend.health import Health
 from frontend.probes import GrpcProbe, ThisHost
 from frontend.status import metrics_document, service_status
 
 ALLOWED_METHODS: Final = ("GET", "HEAD")
+PROTECTED: Final = frozenset({"/metrics"})
+"""Where a key is asked for, if one is asked for at all: probes have none."""
 MAX_CONNECTIONS: Final = 256
 ANSWER_LIMIT_S: Final = 5.0
 IDLE_LIMIT_S: Final = 30.0
@@ -55,8 +59,13 @@ class StatusPages:
 class HttpServer:
     """Routes requests to pages."""
 
-    def __init__(self, pages: StatusPages) -> None:
+    def __init__(
+        self, pages: StatusPages, key_check: HttpKeyCheck | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        """Without a check nobody needs a key, without TLS it is plain HTTP."""
         self._pages = pages.by_path()
+        self._key_check = key_check
+        self._tls = tls
         self._runner = web.ServerRunner(_Server(self._respond), shutdown_timeout=CLOSE_LIMIT_S)
 
     async def start(self, host: str, port: int) -> int:
@@ -66,7 +75,7 @@ class HttpServer:
             OSError: the address cannot be listened on.
         """
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port).start()
+        await web.TCPSite(self._runner, host, port, ssl_context=self._tls).start()
         return int(self._runner.addresses[0][1])
 
     async def close(self) -> None:
@@ -81,6 +90,9 @@ class HttpServer:
             allowed = ", ".join(ALLOWED_METHODS)
             text = f"{request.path} answers only {allowed}"
             return error_response(HTTPStatus.METHOD_NOT_ALLOWED, text, {"Allow": allowed})
+        problem = self._key_check.problem(request) if self._key_check and request.path in PROTECTED else None
+        if problem is not None:
+            return error_response(HTTPStatus.UNAUTHORIZED, problem, {"WWW-Authenticate": "Bearer"})
         try:
             async with asyncio.timeout(ANSWER_LIMIT_S):
                 return await answer()

@@ -1,5 +1,7 @@
 """What the metrics page measures itself: this host's load, and whether the own gRPC port answers."""
 
+import asyncio
+import ssl
 from types import TracebackType
 from typing import Final, Self
 
@@ -31,9 +33,16 @@ class ThisHost:
 
 
 class GrpcProbe:
-    """Makes a real health call to the frontend's own port, over a connection that is kept."""
+    """Makes a real health call to the frontend's own server, over a connection that is kept."""
 
-    def __init__(self, target: str, limit_s: float = GRPC_LIMIT_S) -> None:
+    def __init__(
+        self, target: str, limit_s: float = GRPC_LIMIT_S, tls_port: tuple[str, int] | None = None
+    ) -> None:
+        """`tls_port`: a host and port on which the server speaks TLS. We have neither its authority's
+        certificate nor, perhaps, one that it would accept: there a handshake has to do, and `target` is a
+        socket of our own.
+        """
+        self._tls_port = tls_port
         self._channel = grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
         self._check = self._channel.unary_unary(
             f"/{health.SERVICE_NAME}/Check",
@@ -53,16 +62,32 @@ class GrpcProbe:
     async def answers(self) -> bool:
         """Whether the port answered within the limit; a server that says NOT_SERVING does answer."""
         try:
-            await self._check(health_pb2.HealthCheckRequest(), timeout=self._limit_s)
-        except grpc.aio.AioRpcError:
+            async with asyncio.timeout(self._limit_s):
+                await self._check(health_pb2.HealthCheckRequest())
+                if self._tls_port is not None:
+                    await _shake_hands(*self._tls_port)
+        except (grpc.aio.AioRpcError, OSError, TimeoutError):
             return False
         return True
 
 
-def own_target(host: str, port: int) -> str:
+async def _shake_hands(host: str, port: int) -> None:
+    """Raises `OSError`, of which `ssl.SSLError` is one, unless a TLS server answers there."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    _, writer = await asyncio.open_connection(host, port, ssl=context)
+    writer.transport.abort()
+
+
+def reachable(host: str) -> str:
     """Where a server that listens on `host` is reached from its own host."""
-    reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
-    return authority(reachable, port)
+    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def own_target(host: str, port: int) -> str:
+    """The same with the port."""
+    return authority(reachable(host), port)
 
 
 def authority(host: str, port: int) -> str:

@@ -15,7 +15,7 @@ from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from frontend import errors
-from frontend.auth import caller_fingerprint
+from frontend.auth import caller
 from proto.logs import short_id
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -45,6 +45,10 @@ class OpenCalls:
         self._count -= 1
         if self._count == 0:
             self._none_open.set()
+
+    @property
+    def count(self) -> int:
+        return self._count
 
     async def all_answered(self) -> None:
         await self._none_open.wait()
@@ -130,11 +134,12 @@ class _CallLog:
             timed_out = remaining_s is not None and remaining_s <= 0
             self.code = grpc.StatusCode.DEADLINE_EXCEEDED if timed_out else grpc.StatusCode.CANCELLED
         fields = {"reason": self.reason} if self.reason else {}
+        client = caller.get(None)
         log.info(
             "call ended",
             method=self._method,
             code=self.code.name,
             duration_s=round(time.monotonic() - self._started_at, 4),
-            key_fingerprint=caller_fingerprint.get("-"),
+            key="-" if client is None else client.name,
             **fields,
         )

@@ -1,6 +1,7 @@
 """The frontend as a process: its two servers, from the first bind to the end of the drain."""
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -11,16 +12,19 @@ import structlog
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from frontend.auth import ApiKeyInterceptor, ApiKeys, RefusalLog
+from frontend.auth import ApiKeyInterceptor, HttpKeyCheck, RefusalLog
 from frontend.cluster import Cluster
+from frontend.edge import Edge
 from frontend.health import Health
 from frontend.http import HttpServer, StatusPages
 from frontend.ports import CannotListen, require_free_port
-from frontend.probes import GrpcProbe, ThisHost, authority, own_target
+from frontend.probes import GrpcProbe, ThisHost, authority, own_target, reachable
 from frontend.rpc import OpenCalls
 from frontend.service import SERVICE_NAME, ImageGenService
 from frontend.settings import FrontendSettings
+from frontend.status_text import status_text
 from proto.messages import MAX_IMAGE_BYTES
+from proto.service_watch import ServiceWatch
 from proto.signals import on_end_signals, on_reload_signal
 
 REQUEST_MAX_BYTES: Final = 1024 * 1024
@@ -42,7 +46,7 @@ class RunningFrontend:
 
 @asynccontextmanager
 async def running_frontend(
-    settings: FrontendSettings, connect: ConnectCluster
+    settings: FrontendSettings, edge: Edge, connect: ConnectCluster
 ) -> AsyncIterator[RunningFrontend]:
     """The frontend serves within this context, and drains at its end.
 
@@ -53,28 +57,44 @@ async def running_frontend(
     open_calls = OpenCalls()
     cluster = connect(settings, frontend_health.readiness_changed)
     async with AsyncExitStack() as stack:
-        server, grpc_port = _grpc_server(settings, cluster, frontend_health, open_calls)
+        refusals = RefusalLog()
+        interceptor = ApiKeyInterceptor(edge.keys, refusals)
+        server = _grpc_server(settings, interceptor, cluster, frontend_health, open_calls)
         stack.push_async_callback(server.stop, None)  # also when the rest cannot start
-        probe = await stack.enter_async_context(GrpcProbe(own_target(settings.grpc_host, grpc_port)))
+        grpc_port = _listen_for_grpc(server, settings, edge)
+        probe = await stack.enter_async_context(_grpc_probe(server, settings, edge, grpc_port, stack))
         pages = StatusPages(cluster=cluster, health=frontend_health, grpc_probe=probe, this_host=ThisHost())
-        http_server = HttpServer(pages)
+        key_check = HttpKeyCheck(edge.keys, refusals) if settings.http_needs_key else None
+        tls = edge.tls.https if edge.tls is not None and settings.http_tls else None
+        http_server = HttpServer(pages, key_check, tls)
         stack.push_async_callback(http_server.close)
         http_port = await _listen_for_http(http_server, settings)
         stack.push_async_callback(cluster.close)
         await cluster.start()
         await server.start()
-        publisher = asyncio.create_task(frontend_health.publish())
-        stack.push_async_callback(_end, publisher)
+        for watch in (frontend_health.publish(), edge.watch()):
+            stack.push_async_callback(_end, asyncio.create_task(watch))
         await frontend_health.start()
-        _log_start(settings, grpc_port, http_port)
+        _log_start(settings, edge, grpc_port, http_port)
+        service = ServiceWatch(
+            status=lambda: status_text(cluster, open_calls, draining=not frontend_health.serving),
+            is_well=lambda: not cluster.is_late,
+        )
+        stack.callback(service.close)
+        service.ready()
         try:
             yield RunningFrontend(grpc_port=grpc_port, http_port=http_port)
         finally:
+            service.stopping()
             await _drain(settings, server, cluster, frontend_health, open_calls)
 
 
 async def run_until_signal(settings: FrontendSettings, connect: ConnectCluster) -> None:
-    """Serve until SIGTERM or SIGINT. A second signal ends the process at once."""
+    """Serve until SIGTERM or SIGINT. A second signal ends the process at once.
+
+    Raises:
+        CannotListen, FileUnusable: it cannot start.
+    """
     stop = asyncio.Event()
 
     def end(signal_name: str) -> None:
@@ -82,28 +102,59 @@ async def run_until_signal(settings: FrontendSettings, connect: ConnectCluster) 
         stop.set()
 
     on_end_signals(end)
-    on_reload_signal(lambda: log.info("reading keys and certificates again", on="SIGHUP"))
-    async with running_frontend(settings, connect):
+    edge = Edge(settings)
+    on_reload_signal(edge.read_again)
+    async with running_frontend(settings, edge, connect):
         await stop.wait()
     log.info("stopped")
 
 
 def _grpc_server(
-    settings: FrontendSettings, cluster: Cluster, frontend_health: Health, open_calls: OpenCalls
-) -> tuple[grpc.aio.Server, int]:
-    """The server with its port bound, not yet started."""
-    interceptor = ApiKeyInterceptor(ApiKeys(settings.keys), RefusalLog())
+    settings: FrontendSettings,
+    interceptor: ApiKeyInterceptor,
+    cluster: Cluster,
+    frontend_health: Health,
+    open_calls: OpenCalls,
+) -> grpc.aio.Server:
+    """Without a port, and not yet started."""
     server = grpc.aio.server(interceptors=[interceptor], options=_server_options(settings))
     service = ImageGenService(cluster, settings.request_limits, settings.max_job_s)
     server.add_generic_rpc_handlers([service.handlers(open_calls)])
     health_pb2_grpc.add_HealthServicer_to_server(frontend_health.servicer, server)
     reflection.enable_server_reflection([SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    return server
+
+
+def _listen_for_grpc(server: grpc.aio.Server, settings: FrontendSettings, edge: Edge) -> int:
     require_free_port("gRPC", settings.grpc_host, settings.grpc_port)
+    address = authority(settings.grpc_host, settings.grpc_port)
     try:
-        return server, server.add_insecure_port(authority(settings.grpc_host, settings.grpc_port))
+        if edge.tls is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, edge.tls.grpc_credentials())
     except RuntimeError as error:  # taken since we looked; gRPC says no more than that
         refusal = OSError(None, "gRPC could not bind it")
         raise CannotListen("gRPC", settings.grpc_host, settings.grpc_port, refusal) from error
+
+
+def _grpc_probe(
+    server: grpc.aio.Server,
+    settings: FrontendSettings,
+    edge: Edge,
+    grpc_port: int,
+    stack: AsyncExitStack,
+) -> GrpcProbe:
+    if edge.tls is None:
+        return GrpcProbe(own_target(settings.grpc_host, grpc_port))
+    # Into this folder nobody comes but this user: the socket is no way around a client's certificate.
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="flux-", ignore_cleanup_errors=True))
+    target = f"unix:{folder}/probe"
+    try:
+        server.add_insecure_port(target)
+    except RuntimeError as error:
+        refusal = OSError(None, "gRPC could not bind it; its path may have 107 bytes, see TMPDIR")
+        raise CannotListen("gRPC's own probe", target, 0, refusal) from error
+    return GrpcProbe(target, tls_port=(reachable(settings.grpc_host), grpc_port))
 
 
 def _server_options(settings: FrontendSettings) -> list[tuple[str, int]]:
@@ -153,16 +204,18 @@ async def _drain(
     await server.stop(FLUSH_S)
 
 
-async def _end(publisher: asyncio.Task[None]) -> None:
-    publisher.cancel()
-    await asyncio.wait([publisher])
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
-def _log_start(settings: FrontendSettings, grpc_port: int, http_port: int) -> None:
+def _log_start(settings: FrontendSettings, edge: Edge, grpc_port: int, http_port: int) -> None:
+    scheme = "https" if settings.http_tls else "http"
     log.info(
         "serving",
         frontend_id=settings.frontend_id,
         grpc=authority(settings.grpc_host, grpc_port),
-        http=f"http://{authority(settings.http_host, http_port)}",
-        api_keys=len(settings.keys),
+        http=f"{scheme}://{authority(settings.http_host, http_port)}",
+        tls=edge.tls is not None,
+        api_keys=len(edge.keys),
     )

@@ -10,7 +10,7 @@ import structlog
 import image_gen_pb2
 from frontend import errors
 from frontend.actions import ImageDelivered, JobGivenUp, JobRefused
-from frontend.auth import caller_fingerprint
+from frontend.auth import caller
 from frontend.cluster import Cluster
 from frontend.events import JobOpened
 from frontend.repeats import Repeats, read_repeats
@@ -53,11 +53,13 @@ class ImageGenService:
 
     async def generate(self, request: image_gen_pb2.GenerateRequest, context: Context) -> bytes:
         """Draw one image. A call that ends early cancels this coroutine, and takes a waiter from the job."""
-        key_fingerprint = caller_fingerprint.get()
-        job, repeats = self._judge(request, context.invocation_metadata() or (), key_fingerprint)
+        client = caller.get()
+        job, repeats = self._judge(request, context.invocation_metadata() or (), client.name)
         opened = JobOpened(
             job_id=new_identifier(),
-            key_fingerprint=key_fingerprint,
+            key_fingerprint=client.name,
+            key_job_limit=client.active_jobs,
+            key_queue_share=client.queue_share,
             job=job,
             time_remaining_s=self._time_remaining_s(context),
             # Whoever detaches a job does not want it to end with the call, however that ends.

@@ -2,12 +2,12 @@
 
 import os
 import platform
-from typing import Annotated, Final
+from typing import Final
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from frontend.auth import parse_api_keys
+from frontend.edge_settings import EdgeSettings, GrpcHost, HttpHost
 from frontend.validation import GUIDANCE_MAX, RequestLimits
 from proto.endpoints import BrokerEndpoints
 from proto.messages import MAX_LISTED, MAX_PROMPT_BYTES
@@ -16,25 +16,15 @@ from proto.network_settings import PeerSettings
 DAY_S: Final = 86400.0
 
 
-def _usable_keys(secret: SecretStr) -> SecretStr:
-    parse_api_keys(secret.get_secret_value())
-    return secret
-
-
 def _default_frontend_id() -> str:
     return f"{platform.node()[:100] or 'frontend'}-{os.getpid()}"
 
 
-class FrontendSettings(PeerSettings):
+class FrontendSettings(EdgeSettings, PeerSettings):
     """The gRPC and HTTP side of the image service. Settings are read once, at the start."""
 
     model_config = SettingsConfigDict(env_prefix="FLUX_FRONTEND_")
 
-    api_keys: Annotated[SecretStr, AfterValidator(_usable_keys)] = Field(
-        validation_alias="api_keys",
-        description="the keys that clients may use, separated by commas; better in the environment than on "
-        "the command line, which other users of this machine can read",
-    )
     broker_endpoints: BrokerEndpoints = Field(
         ("tcp://127.0.0.1:5560",),
         description="where brokers listen for frontends, separated by commas; the first one that answers"
@@ -46,14 +36,14 @@ class FrontendSettings(PeerSettings):
         max_length=128,
         description="name of this frontend in logs; default: host name and process id",
     )
-    grpc_host: str = Field(
+    grpc_host: GrpcHost = Field(
         "127.0.0.1",
         min_length=1,
-        description="address for gRPC; by default only this machine, as keys and images travel unencrypted",
+        description="address for gRPC; one that other machines reach needs TLS",
     )
     grpc_port: int = Field(50051, ge=0, le=65535, description="port for gRPC; 0: any free one")
-    http_host: str = Field(
-        "127.0.0.1", min_length=1, description="address for /metrics, /healthz and /readyz, which need no key"
+    http_host: HttpHost = Field(
+        "127.0.0.1", min_length=1, description="address for /metrics, /healthz and /readyz"
     )
     http_port: int = Field(8000, ge=0, le=65535, description="port for HTTP; 0: any free one")
     max_job_s: float = Field(
@@ -85,10 +75,6 @@ class FrontendSettings(PeerSettings):
         le=3600,
         description="how long a probed client may take before its calls are cancelled, s",
     )
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return parse_api_keys(self.api_keys.get_secret_value())
 
     @property
     def request_limits(self) -> RequestLimits:

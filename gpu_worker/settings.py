@@ -23,15 +23,17 @@ from proto.endpoints import BrokerEndpoints
 from proto.messages import MAX_IMAGE_BYTES
 from proto.network_settings import PeerSettings
 
-_DEVICE: Final = re.compile(r"auto|cpu|cuda(?::[0-9]{1,3})?")
+_DEVICE: Final = re.compile(r"auto|cpu|cuda(?::[0-9]{1,3})?|(?:GPU|MIG)-[0-9A-Za-z-]{1,36}")
+_GPU_NUMBER: Final = re.compile(r"[0-9]{1,3}")
 _WORKER_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _MIB: Final = 1024 * 1024
 
 
 def _device(value: str) -> str:
-    if _DEVICE.fullmatch(value) is None:
-        raise ValueError("must be auto, cpu, cuda or cuda:N with the number of a GPU")
-    return value
+    device = f"cuda:{value}" if _GPU_NUMBER.fullmatch(value) else value
+    if _DEVICE.fullmatch(device) is None:
+        raise ValueError("must be auto, cpu, cuda, cuda:N or N with the number of a GPU, or its UUID")
+    return device
 
 
 def _worker_id(value: str) -> str:
@@ -93,7 +95,7 @@ class WorkerSettings(PeerSettings):
         default_factory=user_cache_folder, description="folder in which the embedded model is kept"
     )
     device: Annotated[str, AfterValidator(_device)] = Field(
-        "auto", description="auto (the first GPU, otherwise the CPU), cpu, cuda or cuda:N"
+        "auto", description="auto (the first GPU, otherwise the CPU), cpu, cuda, cuda:N or N, or a GPU's UUID"
     )
     cuda_visible_devices: str | None = Field(
         None,
@@ -200,7 +202,7 @@ class WorkerSettings(PeerSettings):
     @model_validator(mode="after")
     def _name_worker(self) -> Self:
         if not self.worker_id:
-            host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:100] or "host"
+            host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:80] or "host"
             label = device_label(self.device, self.cuda_visible_devices)
             # The settings are frozen for everybody else.
             object.__setattr__(self, "worker_id", f"{host}-{label}")

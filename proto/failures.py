@@ -12,6 +12,7 @@ class RefusalReason(StrEnum):
 
     # From the broker to a frontend, or inside the frontend; public as `ErrorInfo.reason`.
     CLIENT_BUSY = "CLIENT_BUSY"
+    CLIENT_QUEUE_FULL = "CLIENT_QUEUE_FULL"
     ALL_WORKERS_BUSY = "ALL_WORKERS_BUSY"
     DEADLINE_TOO_SHORT = "DEADLINE_TOO_SHORT"
     WORKERS_NOT_READY = "WORKERS_NOT_READY"

@@ -16,6 +16,8 @@ from proto.failures import FailureCode, RefusalReason
 ID_SIZE_BYTES: Final = 16
 MAX_PROMPT_BYTES: Final = 8 * 1024
 MAX_IMAGE_BYTES: Final = 16 * 1024 * 1024
+MAX_KEY_JOBS: Final = 1000
+"""Active jobs that one API key may have at most."""
 MAX_LISTED: Final = 4096
 """Entries in any list of a message; what exceeds it is reported with a later heartbeat."""
 
@@ -62,7 +64,7 @@ class JobClaim:
 
     job_id: Id
     key_fingerprint: Name
-    """Which API key it counts for; never the key."""
+    """Which API key it counts for: the name of its owner, or its fingerprint; never the key."""
     parameters_digest: Id
     """Digest of prompt and parameters: two jobs of one idempotency key must agree on it."""
     idempotency_hash: Id | None = None
@@ -336,8 +338,10 @@ class Submit:
     """It had been accepted before: the admission table no longer applies."""
     execution_id: Id | None = None
     """The execution that the frontend last heard of."""
-    key_job_limit: Annotated[int, Field(strict=True, ge=1, le=1000)] = 1
+    key_job_limit: Annotated[int, Field(strict=True, ge=1, le=MAX_KEY_JOBS)] = 1
     """Active jobs that its API key may have."""
+    key_queue_share: Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)] = 1.0
+    """Of the broker's queue, that its API key may fill."""
     body: Body
     """The prompt, UTF-8."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.invitation import sample_command
 from deploy.ports import free_ports, reachable
 from deploy.settings import FrontendEnvironment, LauncherSettings
 from deploy.stack import Stack, build_stack, socket_folder
@@ -27,7 +28,7 @@ def planned(*arguments: str) -> Stack:
 
 def test_without_configuration_the_usual_ports_and_a_key_of_its_own() -> None:
     first, second = planned(), planned()
-    assert (first.grpc_address, first.http_address) == ("localhost:50051", "localhost:8000")
+    assert (first.grpc_address, first.metrics_url) == ("localhost:50051", "http://localhost:8000/metrics")
     assert first.api_key_was_generated
     assert first.frontend.environment["API_KEYS"] == first.api_keys[0] != second.api_keys[0]
 
@@ -64,8 +65,16 @@ def test_the_command_line_goes_before_the_frontends_variables(monkeypatch: pytes
     monkeypatch.setenv("FLUX_FRONTEND_GRPC_PORT", "6000")
     monkeypatch.setenv("FLUX_FRONTEND_HTTP_PORT", "6001")
     stack = planned("--grpc-port", "7000")
-    assert (stack.grpc_address, stack.http_address) == ("localhost:7000", "localhost:6001")
+    assert (stack.grpc_address, stack.metrics_url) == ("localhost:7000", "http://localhost:6001/metrics")
     assert stack.frontend.environment["FLUX_FRONTEND_GRPC_PORT"] == "7000"
+
+
+def test_what_is_encrypted_is_told_and_asked_for_accordingly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLUX_FRONTEND_HTTP_TLS", "true")
+    monkeypatch.setenv("FLUX_FRONTEND_TLS_CERTIFICATE_FILE", "server.pem")
+    stack = planned()
+    assert stack.metrics_url == "https://localhost:8000/metrics"
+    assert sample_command(stack).endswith(f"localhost:50051 {stack.api_keys[0]} AUTHORITY.pem")
 
 
 def test_port_0_becomes_a_free_one() -> None:

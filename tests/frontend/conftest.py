@@ -14,6 +14,7 @@ import image_gen_pb2_grpc
 from frontend.actions import ImageDelivered
 from frontend.brokers import Standing
 from frontend.cluster import BrokerPicture, ServicePicture
+from frontend.edge import Edge
 from frontend.server import running_frontend
 from frontend.settings import FrontendSettings
 
@@ -29,6 +30,7 @@ class ScriptedCluster:
         self._on_readiness = on_readiness
         self.ready_workers = 0
         self.broker_alive = True
+        self.is_late = False
         self.end = ImageDelivered(png=b"\x89PNG made up", inference_time_s=1.5, seed=7)
         self.picture = ServicePicture(
             brokers=(BrokerPicture(broker_id="b", standing=Standing.LIVE, gets_calls=True),)
@@ -76,6 +78,7 @@ class Frontend:
     grpc_port: int
     http_port: int
     cluster: ScriptedCluster
+    edge: Edge
     channel: grpc.aio.Channel
     http: aiohttp.ClientSession
     key: tuple = (("api-key", "key-of-alice"),)
@@ -113,12 +116,14 @@ async def started_frontend(**changes):
         return clusters[0]
 
     # The clients outlive the server, and see it drain.
+    wanted = settings(**changes)
+    edge = Edge(wanted)
     async with AsyncExitStack() as clients:  # noqa: SIM117
-        async with running_frontend(settings(**changes), connect) as running:
+        async with running_frontend(wanted, edge, connect) as running:
             target = f"127.0.0.1:{running.grpc_port}"
             channel = await clients.enter_async_context(grpc.aio.insecure_channel(target))
             http = await clients.enter_async_context(aiohttp.ClientSession())
-            yield Frontend(running.grpc_port, running.http_port, clusters[0], channel, http)
+            yield Frontend(running.grpc_port, running.http_port, clusters[0], edge, channel, http)
 
 
 @pytest.fixture

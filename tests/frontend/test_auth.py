@@ -11,14 +11,8 @@ from grpc_status import rpc_status
 from structlog.testing import capture_logs
 
 import image_gen_pb2
-from frontend.auth import (
-    AcceptedKey,
-    ApiKeys,
-    KeyProblem,
-    RefusalLog,
-    fingerprint,
-    parse_api_keys,
-)
+from frontend.api_keys import ApiKeys, Client, KeyProblem, clients_of, fingerprint, parse_api_keys
+from frontend.auth import RefusalLog
 
 GARBAGE = b"\xff\xff\xff\xff"
 METHODS = [
@@ -90,9 +84,9 @@ def test_a_fingerprint_is_stable_and_is_not_the_key():
 
 
 def test_every_known_key_is_accepted_under_its_fingerprint():
-    keys = ApiKeys(["a", "b"])
-    assert keys.check(["a"]) == AcceptedKey(fingerprint("a"))
-    assert keys.check(["b"]) == AcceptedKey(fingerprint("b"))
+    keys = ApiKeys(clients_of(["a", "b"]))
+    assert keys.check(["a"]) == Client(name=fingerprint("a"))
+    assert keys.check(["b"]) == Client(name=fingerprint("b"))
     assert keys.check(["c"]) is KeyProblem.WRONG
     assert keys.check([""]) is KeyProblem.WRONG
     assert keys.check(["a "]) is KeyProblem.WRONG

@@ -12,6 +12,7 @@ from proto.failures import FailureCode, RefusalReason
 
 REFUSAL_CODES = {
     RefusalReason.CLIENT_BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    RefusalReason.CLIENT_QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RefusalReason.ALL_WORKERS_BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RefusalReason.DEADLINE_TOO_SHORT: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RefusalReason.BROKER_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,

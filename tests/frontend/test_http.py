@@ -141,3 +141,61 @@ async def test_connections_are_bounded_and_come_back(frontend, monkeypatch):
                 continue
             break
     assert status == 200
+
+
+# --- With a key ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def guarded(start_frontend):
+    async with start_frontend(http_needs_key=True) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": "Bearer key-of-alice"},
+        {"authorization": "bearer  key-of-bob"},
+        {"API-Key": "key-of-alice"},
+        {"api-key": "key-of-alice", "Authorization": "Bearer key-of-alice"},
+        {"api-key": "key-of-alice", "Authorization": "Basic something else"},
+    ],
+)
+async def test_metrics_are_for_those_with_a_key(guarded, headers):
+    assert (await guarded.get("/metrics", headers=headers))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "complaint"),
+    [
+        ({}, "no API key: send it as 'Authorization: Bearer KEY' or 'api-key: KEY'"),
+        ({"Authorization": "Basic key-of-alice"}, "no API key: send it as"),
+        ({"Authorization": "Bearer "}, "the API key is not valid"),
+        ({"Authorization": "Bearer hush"}, "the API key is not valid"),
+        ({"api-key": "hüsh"}, "the API key is not valid"),
+        ({"api-key": "key-of-alice", "Authorization": "Bearer key-of-bob"}, "more than one API key"),
+    ],
+)
+async def test_others_get_a_401_that_says_how(guarded, headers, complaint):
+    async with guarded.http.get(f"http://127.0.0.1:{guarded.http_port}/metrics", headers=headers) as answer:
+        assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+        said = (await answer.json())["error"]
+    assert said.startswith(complaint)
+    assert "hush" not in said
+
+
+async def test_a_refused_scrape_is_logged_without_its_key(guarded, log_lines):
+    await guarded.get("/metrics", headers={"api-key": "hush"})
+    line = await log_lines.get()
+    assert (line["event"], line["method"], line["reason"]) == (
+        "call refused",
+        "GET /metrics",
+        "API_KEY_WRONG",
+    )
+    assert "hush" not in str(line)
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/nothing"])
+async def test_probes_need_no_key(guarded, path):
+    assert (await guarded.get(path))[0] in {200, 404, 503}

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+import trustme
 
 import image_gen_pb2
 import image_gen_pb2_grpc
@@ -82,3 +83,63 @@ async def test_it_serves_until_a_signal_and_ends_with_0(number):
         assert await child.wait() == 0
     assert "Traceback" not in rest
     assert "hush" not in rest
+
+
+async def test_files_that_cannot_be_used_are_one_line_and_a_bad_configuration(tmp_path):
+    keys = tmp_path / "keys.toml"
+    keys.write_text('[clients.alice]\nkeys = ["hush hush"]')
+    async with process(*ARGUMENTS, "--api-keys-file", str(keys)) as child:
+        said = (await child.stderr.read()).decode()
+        assert await child.wait() == EXIT_BAD_CONFIGURATION
+    problem = "clients.alice.keys.1: a key consists of printable ASCII characters without spaces"
+    assert said == f"frontend: {keys}: {problem}\n"
+
+
+async def shake_no_hands(address):
+    """Until the server ends the connection."""
+    reader, writer = await asyncio.open_connection(*address.split(":"))
+    writer.write(b"GET / HTTP/1.0\r\n\r\n")
+    await reader.read()
+    writer.close()
+
+
+async def test_sighup_takes_keys_and_certificate_anew_and_does_not_end_it(tmp_path):
+    keys, certificate, private_key = (tmp_path / name for name in ("keys.toml", "server.pem", "server.key"))
+
+    def write(key):
+        """A key, and a certificate; gives the certificate's authority."""
+        authority = trustme.CA()
+        issued = authority.issue_cert("127.0.0.1")
+        issued.private_key_pem.write_to_path(str(private_key))
+        issued.cert_chain_pems[0].write_to_path(str(certificate))
+        keys.write_text(f'[clients.alice]\nkeys = ["{key}"]')
+        for path in (keys, private_key):
+            path.chmod(0o600)
+        return authority.cert_pem.bytes()
+
+    async def ping(address, authority, key):
+        credentials = grpc.ssl_channel_credentials(authority)
+        async with grpc.aio.secure_channel(address, credentials) as channel:
+            stub = image_gen_pb2_grpc.ImageGenStub(channel)
+            return (await stub.Ping(image_gen_pb2.PingRequest(), metadata=(("api-key", key),))).message
+
+    first = write("hush-1")
+    tls = ("--tls-certificate-file", str(certificate), "--tls-private-key-file", str(private_key))
+    async with process(*ARGUMENTS, *tls, "--api-keys-file", str(keys)) as child:
+        serving = await line_of(child, "serving")
+        assert (serving["tls"], serving["api_keys"]) == (True, 1)
+        assert await ping(serving["grpc"], first, "hush-1") == "Pong"
+        second = write("hush-2")
+        child.send_signal(signal.SIGHUP)
+        again = [(await line_of(child, "files read again"))["what"] for _ in range(2)]
+        assert again == ["certificate", "API keys"]
+        assert await ping(serving["grpc"], second, "hush-2") == "Pong"
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await ping(serving["grpc"], second, "hush-1")
+        assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        await shake_no_hands(serving["grpc"])
+        child.send_signal(signal.SIGTERM)
+        rest = (await child.stderr.read()).decode()
+        assert await child.wait() == 0
+    assert "hush" not in rest
+    assert all(line.startswith("{") for line in rest.splitlines()), "gRPC keeps quiet"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontend.auth import fingerprint
+from frontend.api_keys import fingerprint
 from frontend.repeats import Repeats, read_repeats
 
 ALICE, BOB = fingerprint("key-of-alice"), fingerprint("key-of-bob")

@@ -135,7 +135,9 @@ def test_an_address_of_another_machine_is_refused(host):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
 async def test_the_frontend_listens_where_it_is_told_and_finds_itself(start_frontend, host):
-    async with start_frontend(grpc_host=host, http_host=host) as frontend:
+    async with start_frontend(
+        grpc_host=host, http_host=host, insecure_allow_unencrypted_clients=True
+    ) as frontend:
         answer = await frontend.stub.Ping(image_gen_pb2.PingRequest(), metadata=frontend.key)
         assert answer.message == "Pong"
         assert (await frontend.get("/metrics"))[1]["grpc_alive"] is True

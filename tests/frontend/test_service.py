@@ -14,7 +14,7 @@ from samples.wire import PARAMETERS
 import image_gen_pb2
 import image_gen_pb2_grpc
 from frontend.actions import ImageDelivered, JobGivenUp, JobRefused
-from frontend.auth import fingerprint
+from frontend.api_keys import fingerprint
 from frontend.service import SERVICE_NAME, encode_answer, receipt_of
 from frontend.validation import ValidJob
 from proto.failures import FailureCode, RefusalReason
@@ -307,7 +307,7 @@ async def test_every_call_leaves_one_line_without_key_and_prompt(frontend, log_l
     assert line["method"] == "Generate"
     assert line["code"] == "UNAVAILABLE"
     assert line["reason"] == "NO_WORKERS"
-    assert line["key_fingerprint"] == fingerprint("key-of-alice")
+    assert line["key"] == fingerprint("key-of-alice")
     assert line["duration_s"] >= 0
     assert line["job_id"] == frontend.cluster.draws[0].job_id.hex()
     assert "private" not in str(line)

@@ -56,6 +56,25 @@ def test_keys_are_not_in_the_settings_text(monkeypatch):
         ([], {"API_KEYS": "a", "FLUX_FRONTEND_HTTP_PORT": "x"}, "--http-port (FLUX_FRONTEND_HTTP_PORT): 'x'"),
         (["--max-job-s", "0"], {"API_KEYS": "a"}, "--max-job-s (FLUX_FRONTEND_MAX_JOB_S): '0'"),
         (["--guidance-min", "nan"], {"API_KEYS": "a"}, "--guidance-min (FLUX_FRONTEND_GUIDANCE_MIN): 'nan'"),
+        (
+            ["--api-keys-file", ""],
+            {},
+            "--api-keys (API_KEYS): missing; expected: the keys that clients may use",
+        ),
+        (
+            ["--grpc-host", "0.0.0.0"],
+            {"API_KEYS": "a"},
+            "--grpc-host (FLUX_FRONTEND_GRPC_HOST): '0.0.0.0': leaves",
+        ),
+        (
+            ["--http-host", "::", "--http-needs-key"],
+            {"API_KEYS": "a"},
+            "--http-host (FLUX_FRONTEND_HTTP_HOST): '::'",
+        ),
+        (["--tls-certificate-file", "x"], {"API_KEYS": "a"}, "belong together: set both, or none"),
+        (["--tls-private-key-file", "x"], {"API_KEYS": "a"}, "belong together: set both, or none"),
+        (["--tls-client-ca-file", "x"], {"API_KEYS": "a"}, "tls_client_ca_file needs tls_certificate_file"),
+        (["--http-tls"], {"API_KEYS": "a"}, "http_tls needs tls_certificate_file and tls_private_key_file"),
         (["--broker-endpoints", "tcp://10.0.0.1:1"], {"API_KEYS": "a"}, "leaves this host"),
         (["--max-prompt-bytes", "8193"], {"API_KEYS": "a"}, "8192"),
     ],
@@ -78,3 +97,32 @@ def test_help_names_every_setting_with_its_variable(monkeypatch, capsys):
         assert f"--{name.replace('_', '-')}" in text
     assert "[API_KEYS]" in text
     assert "[FLUX_FRONTEND_GRPC_PORT]" in text
+
+
+TLS = ("--tls-certificate-file", "server.pem", "--tls-private-key-file", "server.key")
+INSECURE = "--insecure-allow-unencrypted-clients"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--grpc-host", "127.0.0.2"),
+        ("--grpc-host", "::1"),
+        ("--grpc-host", "localhost"),
+        ("--grpc-host", "0.0.0.0", *TLS),
+        ("--grpc-host", "0.0.0.0", INSECURE),
+        ("--http-host", "0.0.0.0"),
+        ("--http-host", "0.0.0.0", "--http-needs-key", "--http-tls", *TLS),
+        ("--http-host", "0.0.0.0", "--http-needs-key", INSECURE),
+        ("--http-host", "localhost", "--http-needs-key"),
+    ],
+)
+def test_keys_cross_the_network_encrypted_or_by_an_explicit_setting(monkeypatch, argv):
+    assert load(monkeypatch, *argv, API_KEYS="a")
+
+
+def test_a_file_of_keys_is_enough(monkeypatch, tmp_path):
+    settings = load(monkeypatch, FLUX_FRONTEND_API_KEYS_FILE=str(tmp_path / "keys.toml"))
+    assert settings.api_keys_file == tmp_path / "keys.toml"
+    assert settings.keys == ()
+    assert settings.tls_files is None

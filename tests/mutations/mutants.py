@@ -220,6 +220,18 @@ MUTANTS: Final = [
         ("broker/admission.py", "        if active < submit.key_job_limit:\n", "        if True:\n"),
     ),
     mutant(
+        "first come, first served, whoever it is",
+        (
+            "broker/jobs.py",
+            "[self.jobs[job_id] for job_id in self.turns]\n",
+            "[job for job in self if isinstance(job.state, Queued)]\n",
+        ),
+    ),
+    mutant(
+        "a key keeps its turn",
+        ("broker/jobs.py", "has_begun=isinstance(state, Dispatched))\n", "has_begun=False)\n"),
+    ),
+    mutant(
         "images are released rather than kept",
         (
             "broker/wishes.py",

@@ -128,6 +128,7 @@ submits = st.builds(
     accepted=st.booleans(),
     execution_id=optional(ids),
     key_job_limit=st.integers(1, 1000),
+    key_queue_share=st.floats(0.001, 1.0),
     body=prompts,
 )
 _outcome_fields = {

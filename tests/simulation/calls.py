@@ -27,6 +27,7 @@ class Wish:
     """The API key's fingerprint."""
     job: ValidJob
     key_limit: int = 1
+    queue_share: float = 1.0
     idempotency_hash: bytes | None = None
     detach: bool = False
 
@@ -39,6 +40,7 @@ def wish(
     seed: int = 0,
     size: int = 16,
     key_limit: int = 1,
+    queue_share: float = 1.0,
     repeats: str | None = None,
     detach: bool = False,
 ) -> Wish:
@@ -46,7 +48,14 @@ def wish(
     parameters = ImageParameters(height=size, width=size, steps=steps, guidance=3.5, seed=seed)
     job = ValidJob(prompt=prompt, parameters=parameters, digest=digest_of(prompt, parameters))
     hashed = None if repeats is None else digest_of(key, repeats)
-    return Wish(key=key, job=job, key_limit=key_limit, idempotency_hash=hashed, detach=detach)
+    return Wish(
+        key=key,
+        job=job,
+        key_limit=key_limit,
+        queue_share=queue_share,
+        idempotency_hash=hashed,
+        detach=detach,
+    )
 
 
 def identity_of(claim: JobClaim) -> Identity:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from simulation.call_rules import CallRules
 from simulation.calls import Call
 from simulation.dispatch_rules import DispatchRules
+from simulation.fair_rules import FairRules
 from simulation.held_rules import HeldRules
 from simulation.invariants import NOT_REFUSED
 from simulation.key_rules import KeyRules
@@ -47,6 +48,7 @@ class Checker:
         self._ledger = Ledger(world)
         self._calls = CallRules(self._ledger)
         self._keys = KeyRules(self._ledger)
+        self._fair = FairRules(self._ledger)
         self._dispatches = DispatchRules(self._ledger)
         self._wishes = WishRules(self._ledger)
         self._held = HeldRules(self._ledger)
@@ -143,12 +145,14 @@ class Checker:
         match message:
             case Start():
                 self._dispatches.sent(broker, message, connection)
+                self._fair.started(broker, message)
             case Outcome():
                 self._dispatches.passed_on(broker, message)
             case Refuse(job_id=job_id) if job_id is not None:
                 self._check_refuse(broker, message, self._ledger.calls[job_id])
             case FrontendView():
                 self._note_ended(message)
+                self._fair.told(message)
             case WorkerView():
                 self._wishes.viewed(message)
             case _:
@@ -174,6 +178,7 @@ class Checker:
             for frontend in self._ledger.world.frontends:
                 if frontend.name == note.fields["frontend_id"]:
                     self._dispatches.frontend_lost(broker, frontend)
+                    self._fair.frontend_lost(broker, frontend)
 
     def broker_died(self) -> None:
         self._ledger.broker_died_at = self._ledger.world.now

@@ -45,13 +45,15 @@ class Clients:
         words = ""
         if rng.random() < plan.bad_prompts:
             words = " " + rng.choice((POISON, HUNGRY, HUNGRY, HAUNTED))
+        number = rng.randrange(plan.keys)
         return wish(
-            f"key-{rng.randrange(plan.keys)}",
+            f"key-{number}",
             f"picture {self._number}{words}",
             steps=rng.randint(1, plan.steps_max),
             seed=rng.getrandbits(64),
             size=rng.choice((16, 512)),
-            key_limit=plan.key_limit,
+            key_limit=plan.key_limit + plan.greedy * (number % 2),
+            queue_share=0.5 if plan.greedy and number % 2 else 1.0,
             repeats=repeats,
             detach=detach,
         )

@@ -47,7 +47,7 @@ def make_world(seed: int, plan: Plan, *, is_told: bool, self_checks: bool) -> Wo
         conditions=plan.calm,
         limits=plan.limits,
         temper=plan.temper,
-        queue_limit=plan.queue_limit,
+        queue_limit=plan.queue_limit + plan.greedy,
         drift=plan.drift,
         through_codec=plan.through_codec,
         is_told=is_told,

@@ -18,6 +18,7 @@ ONE_AT_A_TIME: Final = "a job runs once at a time"
 FENCE: Final = "only the current execution delivers"
 WINDOW: Final = "nothing is dispatched in the rebuild window"
 ONE_A_KEY: Final = "one active job a key"
+FAIR: Final = "keys take turns"
 MISMATCH: Final = "a key with other parameters is refused"
 WANTED: Final = "what somebody waits for is neither cancelled nor dropped"
 UNWANTED: Final = "what nobody waits for is stopped"
@@ -51,6 +52,7 @@ INVARIANTS: Final = (
     FENCE,
     WINDOW,
     ONE_A_KEY,
+    FAIR,
     MISMATCH,
     WANTED,
     UNWANTED,

@@ -61,6 +61,8 @@ class Plan:
     drift: float
     keys: int
     key_limit: int
+    greedy: int
+    """How many jobs more every other key may have, and the queue may hold."""
     keyed: float
     """Share of the clients with an idempotency key."""
     bad_prompts: float
@@ -99,6 +101,7 @@ def draw_plan(rng: random.Random) -> Plan:
         bad_prompts=rng.choice((0.0, 0.0, 0.1, 0.3)),
         steps_max=rng.choice((6, 12, 20)),
         through_codec=rng.random() < 0.25,
+        greedy=rng.choice((0, 0, 1, 4)),
     )
 
 

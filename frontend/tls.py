@@ -1,0 +1,89 @@
+"""The server's certificate for gRPC and HTTPS, and whose certificates clients must have."""
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from frontend.operator_files import FileUnusable, OperatorFile, read_file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """All in PEM."""
+
+    certificate: Path
+    """With the chain up to the authority, the server's own first."""
+    private_key: Path
+    """Without a passphrase."""
+    client_ca: Path | None
+    """Authorities of client certificates. None: clients need none."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(path for path in (self.certificate, self.private_key, self.client_ca) if path)
+
+
+class ServerTls:
+    """What new connections get; those that are there go on with what they got."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        """Nothing is read before `load`."""
+        self._files = files
+        self._for_grpc: grpc.ServerCertificateConfiguration
+        self.https = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        """Asks clients for no certificate: scrapers and probes of a cluster seldom have one."""
+
+    def load(self) -> None:
+        """Read the files. Raises `FileUnusable`, and then everything is as it was."""
+        certificate, private_key = read_file(self._files.certificate), read_file(self._files.private_key)
+        private_key.require_secrecy("holds a private key")
+        client_ca = read_file(self._files.client_ca) if self._files.client_ca else None
+        for each in (certificate, client_ca):
+            if each is not None:
+                _require_certificates(each)
+        self._require_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        configuration = grpc.ssl_server_certificate_configuration(
+            [(private_key.content, certificate.content)], client_ca.content if client_ca else None
+        )
+        self._require_pair(self.https)
+        self._for_grpc = configuration
+
+    def grpc_credentials(self) -> grpc.ServerCredentials:
+        """For the gRPC port, which asks for the latest at every new connection, in a thread of gRPC's."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._for_grpc,
+            lambda: self._for_grpc,
+            require_client_authentication=self._files.client_ca is not None,
+        )
+
+    def _require_pair(self, context: ssl.SSLContext) -> None:
+        """Take the pair into this context; raises `FileUnusable`."""
+        certificate, private_key = self._files.certificate, self._files.private_key
+        try:
+            context.load_cert_chain(certificate, private_key, password=_refuse_passphrase)
+        except _HasPassphrase:
+            raise FileUnusable(f"{private_key}: needs a passphrase; expected is a key without one") from None
+        except (ssl.SSLError, OSError) as error:
+            if getattr(error, "reason", "") == "KEY_VALUES_MISMATCH":
+                raise FileUnusable(
+                    f"{private_key}: is not the key of the certificate {certificate}"
+                ) from None
+            raise FileUnusable(f"{private_key}: is no private key in PEM") from None
+
+
+class _HasPassphrase(Exception):
+    pass
+
+
+def _refuse_passphrase() -> str:
+    raise _HasPassphrase
+
+
+def _require_certificates(file: OperatorFile) -> None:
+    text = file.content.decode("ascii", errors="ignore")  # Around the certificates there may be anything.
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+    except (ssl.SSLError, ValueError):
+        raise FileUnusable(f"{file.path}: holds no certificate in PEM") from None
