@@ -8,11 +8,13 @@ from simulation.invariants import (
     EXPLICIT,
     IN_TIME,
     LATE_S,
+    MARGIN,
     MISMATCH,
     NOT_REFUSED,
     ONCE,
     OWN_CONTENT,
     OWN_EXECUTION,
+    REACHABLE,
     SAME_BYTES,
 )
 from simulation.key_rules import is_other_of_key
@@ -22,7 +24,7 @@ from frontend.actions import ImageDelivered, JobEnd, JobGivenUp, JobRefused
 from proto.failures import FailureCode, RefusalReason
 
 if TYPE_CHECKING:
-    from simulation.actors import FrontendActor
+    from simulation.frontend_actor import FrontendActor
 
 
 class CallRules:
@@ -74,11 +76,23 @@ class CallRules:
             ledger.count(MISMATCH)
             if not any(is_other_of_key(other, call) for other in ledger.calls.values()):
                 raise ledger.breaks(MISMATCH, f"{ledger.short(call.job_id)} is refused without a reason")
+        if reason is RefusalReason.BROKER_UNREACHABLE:
+            self._check_unreachable(call, frontend)
         leaves = reason is RefusalReason.FRONTEND_DRAINING and frontend.is_draining
         if leaves:
             ledger.abandon(call)
         elif call.accepted_at is not None:
             raise ledger.breaks(NOT_REFUSED, f"{ledger.short(call.job_id)}: {reason.value}")
+
+    def _check_unreachable(self, call: Call, frontend: "FrontendActor") -> None:
+        """Not while there is a broker that the frontend must have heard."""
+        ledger = self._ledger
+        ledger.count(REACHABLE)
+        patience_s = 2 * ledger.world.timing.broker_silent_s / MARGIN + 2.0
+        for broker in ledger.world.brokers:
+            is_old = max(broker.born_at, frontend.born_at) < ledger.world.now - patience_s
+            if is_old and ledger.is_linked(broker, frontend, for_s=patience_s):
+                raise ledger.breaks(REACHABLE, f"{ledger.short(call.job_id)}, and {broker.name} is there")
 
     def _check_failure(self, call: Call, frontend: "FrontendActor", code: FailureCode) -> None:
         ledger = self._ledger
@@ -117,7 +131,7 @@ class CallRules:
             return
         if first is drawn:
             ledger.count(SAME_BYTES)
-        elif ledger.is_still_there(first):
+        elif call.at is not None and ledger.is_still_there(first, ledger.world.brokers[call.at]):
             ledger.count(SAME_BYTES)
             detail = f"{ledger.short(call.job_id)} got {ledger.short(drawn.execution_id)}"
             raise ledger.breaks(SAME_BYTES, f"{detail}, and {ledger.short(first.execution_id)} was there")

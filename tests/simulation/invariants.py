@@ -25,6 +25,11 @@ DETACHED: Final = "what is detached is not cancelled"
 GRACE: Final = "what a lost frontend leaves behind goes on for a while"
 HELD: Final = "an outcome is held until it is released"
 KEPT: Final = "a kept image is kept"
+OBEYED: Final = "a worker ends nothing that another broker wants"
+PUSHED: Final = "an outcome goes to every broker that wants it"
+FOREIGN: Final = "a broker leaves alone what only others want"
+MOVED: Final = "a call leaves a broker that says nothing"
+REACHABLE: Final = "no call ends for want of a broker while there is one"
 NOTICED: Final = "a dead peer is noticed"
 PROGRESS: Final = "an accepted job gets on"
 CORES: Final = "cores agree with themselves"
@@ -58,6 +63,7 @@ INVARIANTS: Final = (
     GRACE,
     HELD,
     KEPT,
+    REACHABLE,
     NOTICED,
     PROGRESS,
     CORES,
