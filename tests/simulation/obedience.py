@@ -21,7 +21,6 @@ class Wants:
 
     heard_at: float
     """On the worker's clock."""
-    epoch: bytes = b""
     wanted: set[bytes] = field(default_factory=set)
 
 
@@ -49,6 +48,8 @@ class Obedience:
         self._wants: dict[bytes, dict[int, Wants]] = {}
         """By worker and broker."""
         self._glance: Glance | None = None
+        self._started: tuple[int, bytes] | None = None
+        """By which broker a worker is told to start what."""
         self._pushed: dict[bytes, set[int]] = {}
         """New outcomes of this step, and the brokers that were sent them."""
 
@@ -58,12 +59,12 @@ class Obedience:
         wants = self._wants.setdefault(worker.incarnation, {}).setdefault(broker_index, Wants(0.0))
         wants.heard_at = worker.reading()
         match message:
-            case WorkerView(epoch=epoch, wanted=wanted):
-                wants.epoch, wants.wanted = epoch, set(wanted)
+            case WorkerView(wanted=wanted):
+                wants.wanted = set(wanted)
                 glance = self._glance = self._look_at(worker, broker_index, message)
                 self._held.viewed(worker, message, glance.spared)
-            case Start(epoch=epoch, execution_id=execution_id) if epoch == wants.epoch:
-                wants.wanted.add(execution_id)
+            case Start(execution_id=execution_id):
+                self._started = (broker_index, execution_id)
             case _:
                 pass
 
@@ -90,6 +91,10 @@ class Obedience:
     def stepped(self, worker: "WorkerActor") -> None:
         glance, self._glance = self._glance, None
         pushed, self._pushed = self._pushed, {}
+        started, self._started = self._started, None
+        slot = worker.session.slot
+        if started is not None and isinstance(slot, Busy) and slot.execution_id == started[1]:
+            self._wants[worker.incarnation][started[0]].wanted.add(started[1])
         if len(worker.links) > 1:
             for execution_id, brokers in pushed.items():
                 self._check_pushed(worker, execution_id, brokers)
