@@ -1,7 +1,7 @@
 """What can go wrong with brokers, and with the links to one of several."""
 
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from simulation.actor import Actor
 from simulation.broker_actor import BrokerActor
@@ -13,6 +13,9 @@ from proto.messages import Message, Start
 if TYPE_CHECKING:
     from simulation.plan import Plan
     from simulation.world import World
+
+HOW: Final = ("towards the broker", "from the broker", "both ways")
+LONG_S: Final = 30.0
 
 
 def one_awake(actors: list[Any], rng: random.Random) -> Any:
@@ -41,9 +44,34 @@ class BrokerFaults:
 
     def __init__(self, world: "World", plan: "Plan") -> None:
         self._world, self._plan, self._rng = world, plan, world.rng
+        self._apart: dict[tuple[str, int], str] = {}
+        """By the name of a peer and the index of a broker: how they cannot hear each other."""
+
+    def part(self) -> None:
+        """Some links are cut until all is made whole, whoever lives at their ends."""
+        if not self._plan.apart:
+            return
+        names = [f"f{n}" for n in range(self._plan.frontends)] + [f"w{n}" for n in range(self._plan.workers)]
+        for name in names:
+            for index in range(len(self._world.brokers)):
+                if self._rng.random() < self._plan.apart:
+                    self._apart[name, index] = self._rng.choice(HOW)
+
+    def join(self) -> None:
+        """What was cut by `part` is whole again."""
+        self._apart.clear()
+
+    def _keep_apart(self) -> None:
+        for peer in self._world.peers():
+            for link in peer.links:
+                how = self._apart.get((peer.name, link.broker_index))
+                if how is not None and not link.is_cut:
+                    cut(self._world, link, how, LONG_S)
 
     def supervise(self, *, is_hasty: bool) -> None:
         """Those that have died are started, sooner or later."""
+        if self._apart:
+            self._keep_apart()
         world, rng = self._world, self._rng
         for broker in world.brokers:
             if broker.alive or broker.index in world.lost_for_good:
@@ -119,7 +147,7 @@ class BrokerFaults:
         """Some or all of its workers or frontends, one way or both."""
         rng, world = self._rng, self._world
         peers: list[Any] = list(world.workers if kind.endswith("workers") else world.frontends)
-        how = rng.choice(("towards the broker", "from the broker", "both ways"))
+        how = rng.choice(HOW)
         duration_s, share = long_or_short_s(rng), rng.choice((0.5, 1.0))
         for peer in peers:
             if rng.random() < share:

@@ -115,9 +115,12 @@ class Checker:
                 self._keys.accepted(call, self._ledger.world.brokers[broker_index])
 
     def _note_taken_over(self, call: Call, status: JobStatus) -> None:
-        """It gets what another call has left, drawn already: the key's other job need not wait for that."""
+        """It gets what is drawn already, or runs for another broker: it adds nothing to what the key has."""
         execution = self._ledger.executions.get(status.execution_id or b"")
-        if execution is not None and execution.claim.job_id != call.job_id and not execution.is_drawing:
+        if execution is None or execution.claim.job_id == call.job_id:
+            return
+        runs_elsewhere = len(self._ledger.world.brokers) > 1 and execution.epoch != call.accepted_by
+        if runs_elsewhere or not execution.is_drawing:
             self._ledger.unjudged.add(call.identity)
 
     # --- Workers -------------------------------------------------------------------------------

@@ -61,12 +61,14 @@ class Faults:
 
     def come(self) -> None:
         self._is_on = True
+        self._brokers.part()
         self._world.after(self._gap_s(), self._strike)
         self._change_weather()
 
     def mend(self) -> None:
         """Nothing breaks any more, and what is broken is made whole."""
         self._is_on = False
+        self._brokers.join()
         world = self._world
         world.network.conditions = self._plan.calm
         world.temper = dataclasses.replace(SOUND, step_s=self._plan.temper.step_s)

@@ -82,6 +82,8 @@ class Plan:
     brokers: int = 1
     broker_comes_back: float = 1.0
     """As `comes_back`, for one of several brokers."""
+    apart: float = 0.0
+    """Share of the links that are cut for as long as the storm lasts."""
 
 
 def plan_of(seed: int, brokers: int | None = None) -> Plan:
@@ -89,7 +91,7 @@ def plan_of(seed: int, brokers: int | None = None) -> Plan:
     plan = draw_plan(random.Random(f"plan {seed}"))
     # Of their own, so that a seed with one broker is the world that it was before there were several.
     rng = random.Random(f"brokers {seed}")
-    drawn = rng.choice((1,))
+    drawn = rng.choice((1, 1, 2, 2, 2, 3))
     return _with_brokers(plan, drawn if brokers is None else brokers, rng)
 
 
@@ -102,6 +104,7 @@ def _with_brokers(plan: Plan, brokers: int, rng: random.Random) -> Plan:
         plan,
         brokers=brokers,
         broker_comes_back=rng.choice((1.0, 1.0, 0.1)),
+        apart=rng.choice((0.0, 0.0, 0.15, 0.4)),
         # Sometimes nothing happens but to brokers and their links.
         faults=weights if kinds and rng.random() < 0.25 else plan.faults | weights,
     )
