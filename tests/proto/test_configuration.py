@@ -7,7 +7,14 @@ import pytest
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from proto.configuration import IPC_PATH_MAX_BYTES, ComponentSettings, LoopbackEndpoint, load_settings
+from proto.configuration import (
+    BROKERS_MAX,
+    IPC_PATH_MAX_BYTES,
+    BrokerEndpoints,
+    ComponentSettings,
+    LoopbackEndpoint,
+    load_settings,
+)
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.timing import Timing
 
@@ -18,6 +25,7 @@ class ExampleSettings(ComponentSettings):
     model_config = SettingsConfigDict(env_prefix="FLUX_EXAMPLE_")
 
     endpoint: LoopbackEndpoint = Field("tcp://127.0.0.1:5560", description="where to listen")
+    brokers: BrokerEndpoints = Field(("tcp://127.0.0.1:5560",), description="where to connect to")
     queue_limit: int = Field(3, ge=0, le=10, description="jobs that may wait [jobs]")
     colour: Literal["red", "green"] = Field("red", description="colour of the example")
     password: Annotated[SecretStr, Field(min_length=4)] = Field(
@@ -223,3 +231,32 @@ def test_an_endpoint_that_is_not_on_this_host_or_none_at_all(capsys, endpoint):
     lines = complaint(capsys, f"--endpoint={endpoint}")
     assert len(lines) == 1
     assert lines[0].startswith("example: --endpoint (FLUX_EXAMPLE_ENDPOINT): ")
+
+
+ENDPOINTS = ("tcp://127.0.0.1:5560", "tcp://[::1]:5560", "ipc:///run/flux/standby")
+
+
+def test_brokers_are_separated_by_commas_and_their_order_is_kept(environment):
+    environment["FLUX_EXAMPLE_BROKERS"] = ", ".join(ENDPOINTS)
+    assert load().brokers == ENDPOINTS
+    assert load("--brokers", ",".join(reversed(ENDPOINTS))).brokers == ENDPOINTS[::-1]
+    assert load("--brokers", ENDPOINTS[0]).brokers == ENDPOINTS[:1]
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ("", "'': must stay on this host"),
+        (",", "'': must stay on this host"),
+        (f"{ENDPOINTS[0]},", "'': must stay on this host"),
+        (f"{ENDPOINTS[0]};{ENDPOINTS[1]}", "must stay on this host"),
+        (f"{ENDPOINTS[0]},tcp://10.0.0.1:1", "'tcp://10.0.0.1:1': must stay on this host"),
+        (f"{ENDPOINTS[0]},{ENDPOINTS[2]},{ENDPOINTS[0]}", f"{ENDPOINTS[0]} is named twice"),
+        (",".join(f"tcp://127.0.0.1:{port}" for port in range(1, BROKERS_MAX + 2)), "at most 8"),
+    ],
+)
+def test_a_list_of_brokers_that_cannot_be_used(capsys, environment, value, named):
+    environment["FLUX_EXAMPLE_BROKERS"] = value
+    lines = complaint(capsys)
+    assert lines[0].startswith("example: --brokers (FLUX_EXAMPLE_BROKERS): ")
+    assert named in lines[0]
