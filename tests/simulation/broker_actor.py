@@ -44,6 +44,7 @@ class BrokerActor(Actor):
         )
         self.routes: dict[bytes, Connection] = {}
         self.first_reading: float | None = None
+        self.is_draining = False
 
     def age_s(self) -> float:
         """Since its first event, on its own clock."""
@@ -84,6 +85,7 @@ class BrokerActor(Actor):
     def drain(self) -> None:
         """As its shell does: it says so, and ends within a second."""
         self.world.tell(self.name, "is told to end")
+        self.is_draining = True
         self.tell(DrainRequested())
         self.world.after(self.world.rng.uniform(0.0, DRAIN_LINGER_S), self._leave)
 

@@ -12,7 +12,7 @@ from simulation.call_rules import CallRules
 from simulation.calls import Call
 from simulation.dispatch_rules import DispatchRules
 from simulation.held_rules import HeldRules
-from simulation.invariants import NOT_REFUSED
+from simulation.invariants import MOVED, NOT_REFUSED
 from simulation.key_rules import KeyRules
 from simulation.ledger import Ledger
 from simulation.network import Connection
@@ -23,6 +23,7 @@ from simulation.wish_rules import WishRules
 from frontend.actions import JobEnd
 from gpu_worker.engines.engine import EngineJob
 from proto.messages import (
+    FrontendReport,
     FrontendView,
     JobState,
     JobStatus,
@@ -98,6 +99,7 @@ class Checker:
         if isinstance(message, Submit):
             call = frontend.calls[message.claim.job_id]
             if self._ledger.submitted(call, broker_index):
+                self._ledger.count(MOVED)
                 self._dispatches.forgotten(call)
 
     def desk_received(self, frontend: "FrontendActor", broker_index: int, message: Message) -> None:
@@ -152,6 +154,8 @@ class Checker:
         match message:
             case Submit(claim=claim, accepted=True) if claim.job_id in self._ledger.calls:
                 self._ledger.calls[claim.job_id].submitted_accepted = broker.epoch
+            case FrontendReport():
+                self._wishes.left(broker, message)
             case WorkerReport():
                 self._dispatches.reported(broker, message)
                 self._wishes.reported(broker, message)

@@ -34,6 +34,8 @@ class FrontendActor(Peer):
         self.calls: dict[bytes, Call] = {}
         self.reports = 0
         self.is_draining = False
+        self.listens_to: int | None = None
+        """The broker whose message it looks at."""
         self.lost_at: dict[int, float] = {}
         """When which broker last gave it up."""
 
@@ -43,7 +45,7 @@ class FrontendActor(Peer):
         return self.alive and not self.is_draining
 
     def event_of(self, connection: Connection, message: Message) -> object:
-        index = connection.link.broker_index
+        index = self.listens_to = connection.link.broker_index
         self.world.checker.desk_received(self, index, message)
         return FromBroker(broker=index, message=message)  # type: ignore[arg-type]
 
@@ -106,6 +108,7 @@ class FrontendActor(Peer):
         if isinstance(event, WaiterLeft):
             self.calls[event.job_id].is_left_known = True
         super()._step(event)
+        self.listens_to = None
 
     def end(self) -> None:
         """Its clients see their connections end."""

@@ -28,6 +28,8 @@ KEPT: Final = "a kept image is kept"
 OBEYED: Final = "a worker ends nothing that another broker wants"
 PUSHED: Final = "an outcome goes to every broker that wants it"
 FOREIGN: Final = "a broker leaves alone what only others want"
+LET_GO: Final = "a broker ends nothing of a call that waits elsewhere now"
+PRESENT: Final = "a call fails only with the broker that it is at"
 MOVED: Final = "a call leaves a broker that says nothing"
 REACHABLE: Final = "no call ends for want of a broker while there is one"
 NOTICED: Final = "a dead peer is noticed"
@@ -66,6 +68,8 @@ INVARIANTS: Final = (
     OBEYED,
     PUSHED,
     FOREIGN,
+    LET_GO,
+    PRESENT,
     MOVED,
     REACHABLE,
     NOTICED,

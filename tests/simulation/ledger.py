@@ -176,13 +176,22 @@ class Ledger:
         return [
             call
             for call in self.waiting.get(execution.identity, ())
-            if call.at == broker.index
-            and call.taken_at is not None
-            and not call.passed_on
-            and self.world.now - call.taken_at > 1.0
+            if not call.passed_on
             and not self.is_nearly_over(call, 2.0)
             and self.is_linked(broker, call.frontend)
+            and (self._is_taken(call) if call.at == broker.index else self._will_come(call, execution))
         ]
+
+    def _is_taken(self, call: Call) -> bool:
+        """Its broker knows that it was told."""
+        return call.taken_at is not None and self.world.now - call.taken_at > 1.0
+
+    def _will_come(self, call: Call, execution: Execution) -> bool:
+        """Its broker has died lately: it moves soon, to whoever is there, and finds the execution there."""
+        if call.at is None or call.accepted_at is None or self.world.brokers[call.at].alive:
+            return False
+        is_accepted = self.world.now - call.accepted_at > 1.0
+        return is_accepted and self.is_calm(call.frontend, execution.worker)
 
     def is_still_there(self, made: Execution, broker: "BrokerActor") -> bool:
         """Whether its worker must have this image, and this broker must know of it."""

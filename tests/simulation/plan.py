@@ -100,6 +100,9 @@ def _with_brokers(plan: Plan, brokers: int, rng: random.Random) -> Plan:
         return plan
     kinds = [kind for kind in FAULTS_OF_SEVERAL if rng.random() < 0.3]
     weights = {kind: rng.choice((1.0, 1.0, 3.0)) for kind in kinds}
+    if rng.random() < 0.5:  # Long jobs that many ask for, through frontends that use different brokers.
+        frontends, steps_max = max(2, plan.frontends), max(30, plan.steps_max)
+        plan = dataclasses.replace(plan, frontends=frontends, keyed=0.9, steps_max=steps_max)
     return dataclasses.replace(
         plan,
         brokers=brokers,

@@ -98,7 +98,6 @@ class ProgressRules:
         deaf_s = world.now - max(call.deaf_since, frontend.thaw_at)
         if deaf_s <= patience_s:
             return
-        ledger.count(MOVED)
         for other in world.brokers:
             is_old = max(other.born_at, frontend.born_at) < world.now - patience_s
             if other is not broker and is_old and ledger.is_linked(other, frontend, for_s=patience_s):

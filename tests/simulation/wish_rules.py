@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from simulation.invariants import DETACHED, FOREIGN, GRACE, MARGIN, STOP_S, UNWANTED, WANTED
+from simulation.calls import Identity
+from simulation.invariants import DETACHED, FOREIGN, GRACE, LET_GO, MARGIN, STOP_S, UNWANTED, WANTED
 from simulation.ledger import Execution, Ledger
 
 from gpu_worker.slot import Busy
-from proto.messages import WorkerReport, WorkerView
+from proto.messages import FrontendReport, WorkerReport, WorkerView
 
 if TYPE_CHECKING:
     from simulation.broker_actor import BrokerActor
@@ -22,6 +23,9 @@ class WishRules:
         self._wanted_elsewhere: dict[tuple[bytes, bytes], tuple[int, set[bytes]]] = {}
         """By epoch and worker: the number of its latest report, and what it said that others want."""
 
+        self._let_go: dict[tuple[bytes, Identity], float] = {}
+        """By epoch and identity: when this broker was told, on its clock, that the call waits elsewhere."""
+
     def reported(self, broker: "BrokerActor", report: WorkerReport) -> None:
         of = (broker.epoch, report.incarnation)
         if report.seq <= self._wanted_elsewhere.get(of, (0, set()))[0]:
@@ -31,9 +35,20 @@ class WishRules:
             named.add(report.running.execution_id)
         self._wanted_elsewhere[of] = (report.seq, named)
 
+    def left(self, broker: "BrokerActor", report: FrontendReport) -> None:
+        """A frontend tells a broker which of its calls wait elsewhere now."""
+        for job_id in report.elsewhere:
+            call = self._ledger.calls.get(job_id)
+            if call is not None and call.wish.idempotency_hash is None:  # Nobody else can wait for it.
+                self._let_go.setdefault((broker.epoch, call.identity), broker.reading())
+                begun = self._ledger.alike.get(call.identity, ())
+                if any(each.epoch == broker.epoch for each in begun):
+                    self._ledger.count(LET_GO)
+
     def viewed(self, broker: "BrokerActor", view: WorkerView, worker: "WorkerActor") -> None:
         """The broker tells a worker what it wants."""
         self._check_foreign(broker, view, worker)
+        self._check_let_go(broker, view)
         for execution_id in view.cancel:
             self._check_cancel(broker, self._ledger.executions[execution_id])
         for execution_id in view.release:
@@ -56,6 +71,19 @@ class WishRules:
                 if execution_id in getattr(view, what):
                     detail = f"{broker.name} would {what} {ledger.short(execution_id)} of {worker.name}"
                     raise ledger.breaks(FOREIGN, detail)
+
+    def _check_let_go(self, broker: "BrokerActor", view: WorkerView) -> None:
+        """What was begun for a call that has moved is left alone until its new broker can want it."""
+        ledger = self._ledger
+        for execution_id in (*view.cancel, *view.release):
+            execution = ledger.executions[execution_id]
+            told_at = self._let_go.get((broker.epoch, execution.identity))
+            is_current = execution.epoch == broker.epoch and execution.returned_at is None
+            if told_at is None or not is_current or execution.identity not in ledger.waiting:
+                continue
+            if broker.reading() - told_at < MARGIN * ledger.world.timing.rebuild_s:
+                detail = f"{broker.name} ends {ledger.short(execution_id)}"
+                raise ledger.breaks(LET_GO, detail)
 
     @staticmethod
     def _ask_for_its_end(broker: "BrokerActor", execution: Execution) -> None:
