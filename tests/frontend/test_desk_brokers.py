@@ -153,9 +153,33 @@ def test_it_stays_while_there_is_no_better_place(accepted):
     assert submitted_to(accepted) == SECOND
 
 
-def test_a_broker_without_workers_keeps_its_calls(accepted):
+def passes(desk, duration_s, **of_first):
+    """Both brokers say every half second how they stand; gives what was submitted meanwhile, and where."""
+    happened = []
+    for _ in range(round(duration_s / 0.5)):
+        happened += desk.after(0.5, answered=False)
+        for broker, standing in ((FIRST, of_first), (SECOND, {})):
+            happened += desk.viewed(broker=broker, **standing)
+    desk.actions = happened
+    return [broker for broker in (FIRST, SECOND) for _ in desk.sent(Submit, broker)]
+
+
+def test_it_moves_from_a_broker_that_is_cut_off_from_the_workers(accepted):
     accepted.viewed(ready_workers=0)
+    assert passes(accepted, 2.5, ready_workers=0) == []
+    assert passes(accepted, 1.0, ready_workers=0) == [SECOND]
+
+
+def test_not_from_one_that_is_about_to_see_a_worker_which_another_one_has_just_seen(accepted):
+    for broker in (FIRST, SECOND):
+        accepted.viewed(broker=broker, ready_workers=0)
+    for _ in range(20):
+        accepted.after(0.5, answered=False)
+        for broker in (FIRST, SECOND):
+            accepted.viewed(broker=broker, ready_workers=0)
+    accepted.viewed(broker=SECOND)
     assert accepted.sent(Submit) == []
+    assert passes(accepted, 10.0) == []
 
 
 def test_each_report_says_what_waits_there_and_what_waits_elsewhere(moved):
