@@ -7,7 +7,7 @@ from simulation.calls import Call
 from simulation.invariants import FAIR
 from simulation.ledger import Ledger
 
-from proto.messages import FrontendView, JobState, Start
+from proto.messages import FrontendReport, FrontendView, JobState, Start
 
 if TYPE_CHECKING:
     from simulation.actors import BrokerActor, FrontendActor
@@ -61,6 +61,12 @@ class FairRules:
         for waiting, begun in self._queued_at.get(epoch, {}).items():
             if self._ledger.calls[waiting].wish.key == key:
                 begun.clear()
+
+    def moved(self, broker: "BrokerActor", report: FrontendReport) -> None:
+        """Its calls that wait at another broker now wait here no more."""
+        queued = self._queued_at.get(broker.epoch, {})
+        for job_id in report.elsewhere:
+            queued.pop(job_id, None)
 
     def frontend_lost(self, broker: "BrokerActor", frontend: "FrontendActor") -> None:
         """What it waits for is over for the broker, or is submitted again."""
