@@ -80,7 +80,7 @@ def build_stack(settings: LauncherSettings, inherited: FrontendEnvironment, fold
             f"worker-{number}",
             "gpu_worker",
             settings,
-            broker_endpoint=for_workers,
+            broker_endpoints=for_workers,
             worker_id=f"worker-{number}",
             engine=settings.engine,
             model_dir=settings.model_dir,
@@ -91,7 +91,7 @@ def build_stack(settings: LauncherSettings, inherited: FrontendEnvironment, fold
         "frontend",
         "frontend",
         settings,
-        broker_endpoint=for_frontends,
+        broker_endpoints=for_frontends,
         grpc_port=str(grpc_port),
         http_port=str(http_port),
     )

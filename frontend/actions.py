@@ -11,12 +11,16 @@ from proto.notes import Note
 class SendToBroker:
     """Send if the connection takes it now; otherwise drop it, for a later report repairs everything."""
 
+    broker: int = 0
+    """Which one, as in `FromBroker`."""
     message: ToBrokerFromFrontend
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReconnectToBroker:
     """Close the socket with all that is queued in it, and open a fresh one."""
+
+    broker: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +67,9 @@ class EndJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotArrived:
-    """The broker's answer to the last `SnapshotWanted`."""
+    """A broker's answer to the last `SnapshotWanted`."""
 
+    broker: int = 0
     snapshot: Snapshot
 
 

@@ -1,7 +1,8 @@
-"""The job desk's shell: a DEALER socket, a timer, a future for each RPC that waits. It decides nothing."""
+"""The job desk's shell: a DEALER for each broker, a timer, a future for each open RPC. It decides nothing."""
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Final, assert_never
 
 import structlog
@@ -41,7 +42,7 @@ class BrokerClient:
     """Implements `cluster.Cluster`."""
 
     def __init__(self, settings: FrontendSettings, on_readiness: Callable[[bool], None]) -> None:
-        self._endpoint = settings.broker_endpoint
+        self._endpoints = settings.broker_endpoints
         self._on_readiness = on_readiness
         self._log_prompts = settings.log_prompts
         self._loop = asyncio.get_running_loop()
@@ -51,9 +52,10 @@ class BrokerClient:
             timing=settings.timing,
             started_at=self._loop.time(),
             max_open_jobs=settings.max_open_jobs,
+            brokers=len(self._endpoints),
         )
         self._mailbox: Mailbox[Event, Action] = Mailbox(self._desk, TimerFired(), self._perform)
-        self._link: BrokerLink | None = None
+        self._links: list[BrokerLink] = []
         self._waiting: dict[bytes, asyncio.Future[JobEnd]] = {}
         self._picture: tuple[Snapshot, float] | None = None
         self._picture_wanted: asyncio.Future[None] | None = None
@@ -72,7 +74,10 @@ class BrokerClient:
         return self._desk.broker_alive(self._loop.time())
 
     async def start(self) -> None:
-        self._link = BrokerLink(self._endpoint, MAX_IMAGE_BYTES + SLACK_BYTES, self._on_message)
+        self._links = [
+            BrokerLink(endpoint, MAX_IMAGE_BYTES + SLACK_BYTES, partial(self._on_message, broker))
+            for broker, endpoint in enumerate(self._endpoints)
+        ]
         self._mailbox.tell(TimerFired())
         self._look_at_readiness()
 
@@ -102,8 +107,8 @@ class BrokerClient:
 
     def _shed(self) -> dict[str, int]:
         counts = {
-            "frontend_unsent_messages": self._link.dropped if self._link else 0,
-            "frontend_violations": self._unexpected_messages + (self._link.violations if self._link else 0),
+            "frontend_unsent_messages": sum(link.dropped for link in self._links),
+            "frontend_violations": self._unexpected_messages + sum(link.violations for link in self._links),
         }
         return {kind: count for kind, count in counts.items() if count}
 
@@ -129,28 +134,29 @@ class BrokerClient:
         self._mailbox.tell(LeaveRequested())
         self._mailbox.close()
         await asyncio.sleep(0)  # The socket looks once more after its last send.
-        if self._link is not None:
-            self._link.close()
+        for link in self._links:
+            link.close()
+        if self._links:
             close_context()
 
     # --- Between the desk and the world --------------------------------------------------------
 
-    def _on_message(self, message: Message) -> None:
+    def _on_message(self, broker: int, message: Message) -> None:
         match message:
             case FrontendView() | Outcome() | Refuse() | Snapshot():
-                self._mailbox.tell(FromBroker(message=message))
+                self._mailbox.tell(FromBroker(broker=broker, message=message))
             case _:
                 self._unexpected_messages += 1
                 log.warning("message dropped", why="not for a frontend", kind=type(message).__name__)
 
     def _perform(self, action: Action) -> None:
         match action:
-            case SendToBroker(message=message):
-                if self._link is not None:
-                    self._link.send(message)
-            case ReconnectToBroker():
-                if self._link is not None:
-                    self._link.reconnect()
+            case SendToBroker(broker=broker, message=message):
+                if self._links:
+                    self._links[broker].send(message)
+            case ReconnectToBroker(broker=broker):
+                if self._links:
+                    self._links[broker].reconnect()
             case EndJob(job_id=job_id, end=end):
                 answer = self._waiting.pop(job_id, None)
                 if answer is not None and not answer.done():

@@ -34,12 +34,14 @@ class WaiterLeft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FromBroker:
+    broker: int = 0
+    """Which of the brokers that it is connected to, by their order in the settings."""
     message: ToFrontend
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotWanted:
-    """Somebody asks for the state of the whole service."""
+    """Somebody asks for the state of the whole service, as each broker knows it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,8 @@ class JobDesk:
     timing: Timing
     started_at: float
     max_open_jobs: int = 1024
+    brokers: int = 1
+    """How many it is connected to."""
 
     jobs: dict[bytes, DeskJob] = field(default_factory=dict)
     """By `job_id`: exactly the RPCs that wait for an answer."""

@@ -9,7 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from frontend.auth import parse_api_keys
 from frontend.validation import GUIDANCE_MAX, RequestLimits
-from proto.configuration import ComponentSettings, LoopbackEndpoint
+from proto.configuration import BrokerEndpoints, ComponentSettings
 from proto.messages import MAX_LISTED, MAX_PROMPT_BYTES
 
 DAY_S: Final = 86400.0
@@ -34,8 +34,10 @@ class FrontendSettings(ComponentSettings):
         description="the keys that clients may use, separated by commas; better in the environment than on "
         "the command line, which other users of this machine can read",
     )
-    broker_endpoint: LoopbackEndpoint = Field(
-        "tcp://127.0.0.1:5560", description="where the broker listens for frontends"
+    broker_endpoints: BrokerEndpoints = Field(
+        ("tcp://127.0.0.1:5560",),
+        description="where brokers listen for frontends, separated by commas; the first one that answers"
+        " gets the jobs",
     )
     frontend_id: str = Field(
         default_factory=_default_frontend_id,

@@ -11,12 +11,16 @@ from proto.notes import Note
 class SendToBroker:
     """Send if the connection takes it now; otherwise drop it, for a later report repairs everything."""
 
+    broker: int = 0
+    """Which one, as in `FromBroker`."""
     message: ToBrokerFromWorker
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReconnectToBroker:
     """Close the socket with all that is queued in it, and open a fresh one."""
+
+    broker: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,12 @@
 """What `python -m gpu_worker` does: a worker, or a command that prepares a model folder for it."""
 
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Final
 
-from proto.exit_status import EXIT_BAD_CONFIGURATION
+from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_INTERRUPTED
 
 _REQUIREMENTS: Final = {
     "prefetch": "requirements/gpu_worker.txt",
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_command(command: str, arguments: list[str]) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # The same good-bye as for Ctrl-C.
     try:
         module = importlib.import_module(f"gpu_worker.{command}")
     except ImportError as error:
@@ -32,4 +34,7 @@ def _run_command(command: str, arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return EXIT_BAD_CONFIGURATION
+    except KeyboardInterrupt:
+        print(f"gpu_worker {command}: stopped before it began", file=sys.stderr)
+        return EXIT_INTERRUPTED
     return int(module.main(arguments))

@@ -1,8 +1,9 @@
-"""The session's shell: a DEALER socket, an engine process, a timer, and the readings. It decides nothing."""
+"""The session's shell: a DEALER for each broker, an engine process, a timer, readings. It decides nothing."""
 
 import asyncio
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, assert_never
 
 import structlog
@@ -48,7 +49,7 @@ class WorkerShell:
         self,
         *,
         worker_id: str,
-        broker_endpoint: str,
+        broker_endpoints: Sequence[str],
         timing: Timing,
         limits: SessionLimits,
         make_engine: MakeEngine,
@@ -63,9 +64,13 @@ class WorkerShell:
             timing=timing,
             limits=limits,
             started_at=self._loop.time(),
+            brokers=len(broker_endpoints),
         )
         self._mailbox: Mailbox[Event, Action] = Mailbox(self._session, TimerFired(), self._perform)
-        self._link = BrokerLink(broker_endpoint, MAX_HEADER_BYTES, self._on_message)
+        self._links = [
+            BrokerLink(endpoint, MAX_HEADER_BYTES, partial(self._on_message, broker))
+            for broker, endpoint in enumerate(broker_endpoints)
+        ]
         self._readings = ReadingsThread(take_readings, self._on_readings, timing.heartbeat_interval_s)
         self._engine: EngineProcess | None = None
         self._engine_child = 0
@@ -94,7 +99,8 @@ class WorkerShell:
                     await self._engine.wait_gone()
             except TimeoutError:
                 log.error("engine process does not die", pid=self._engine.pid)
-        self._link.close()
+        for link in self._links:
+            link.close()
         close_context()
 
     # --- Between the session and the world -----------------------------------------------------
@@ -102,19 +108,19 @@ class WorkerShell:
     def _on_readings(self, readings: Readings) -> None:
         self._mailbox.tell(ReadingsTaken(readings=readings))
 
-    def _on_message(self, message: Message) -> None:
+    def _on_message(self, broker: int, message: Message) -> None:
         match message:
             case WorkerView() | Start() | Refuse():
-                self._mailbox.tell(FromBroker(message=message))
+                self._mailbox.tell(FromBroker(broker=broker, message=message))
             case _:
                 log.warning("message dropped", why="not for a worker", kind=type(message).__name__)
 
     def _perform(self, action: Action) -> None:
         match action:
-            case SendToBroker(message=message):
-                self._link.send(message)
-            case ReconnectToBroker():
-                self._link.reconnect()
+            case SendToBroker(broker=broker, message=message):
+                self._links[broker].send(message)
+            case ReconnectToBroker(broker=broker):
+                self._links[broker].reconnect()
             case StartEngine(child=child):
                 self._engine_child = child
                 self._engine = self._make_engine(child, self._mailbox.tell)

@@ -110,12 +110,13 @@ class _Stopped(Exception):
 
 @contextmanager
 def _ended_by_the_next() -> Iterator[None]:
-    """Another Ctrl-C ends the process: a transfer that stalls notices the first one a minute later."""
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Another Ctrl-C or SIGTERM ends the process: a stalled transfer notices the first a minute later."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, action in before.items():
+            signal.signal(number, action)
 
 
 class _Transfer:

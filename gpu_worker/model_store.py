@@ -119,6 +119,15 @@ def check_flux_folder(folder: Path) -> None:
         raise ModelUnusable(f"{folder.absolute()}: {'; '.join(problems)}")
 
 
+def check_plain_folder(folder: Path) -> Manifest | None:
+    """The same, and its manifest if there is one; also `ModelUnusable` if its weights are in 4 bits."""
+    check_flux_folder(folder)
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest.quantization is not None:
+        raise ModelUnusable(f"{folder.absolute()}: is in 4 bits already; the plain model is needed")
+    return manifest
+
+
 def _read_index(folder: Path) -> dict[str, object]:
     if not folder.is_dir():
         raise ModelUnusable(

@@ -25,11 +25,9 @@ from gpu_worker.manifest import MANIFEST_NAME, Manifest, read_manifest, write_ma
 from gpu_worker.model_store import UNFINISHED_FOLDER, check_flux_folder, component_files
 from gpu_worker.prefetch_settings import PrefetchSettings
 from proto.configuration import load_settings
-from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
+from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START, EXIT_INTERRUPTED
 
 PROGRAM: Final = "gpu_worker prefetch"
-EXIT_INTERRUPTED: Final = 130
-"""What shells say of a program that Ctrl-C has ended: 128 + SIGINT."""
 
 _SPARE_BYTES: Final = 512 * 1024 * 1024
 """Left free on the disk, for everybody else."""

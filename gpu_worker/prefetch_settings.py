@@ -7,6 +7,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
+from gpu_worker.folder_setting import NamedFolder
 from proto.configuration import ComponentSettings
 
 FLUX_DEV_COMMIT: Final = "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21"
@@ -49,7 +50,7 @@ class PrefetchSettings(ComponentSettings):
     revision: Annotated[str, AfterValidator(_revision)] = Field(
         FLUX_DEV_COMMIT, description="its commit, or a branch or tag, which means the commit it has now"
     )
-    target: Path = Field(Path("hub/FLUX.1-dev"), description="folder that the files go to")
+    target: NamedFolder = Field(Path("hub/FLUX.1-dev"), description="folder that the files go to")
     verify: bool = Field(
         False, description="read a folder that is whole already, and compare all digests with its manifest"
     )

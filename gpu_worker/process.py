@@ -40,7 +40,7 @@ async def _run(settings: WorkerSettings, choice: EngineChoice) -> int:
 
     shell = WorkerShell(
         worker_id=settings.worker_id,
-        broker_endpoint=settings.broker_endpoint,
+        broker_endpoints=settings.broker_endpoints,
         timing=settings.timing,
         limits=settings.session_limits,
         make_engine=make_engine,
@@ -52,7 +52,7 @@ async def _run(settings: WorkerSettings, choice: EngineChoice) -> int:
         shell.drain()
 
     on_end_signals(end)
-    log.info("worker starts", worker_id=settings.worker_id, broker=settings.broker_endpoint)
+    log.info("worker starts", worker_id=settings.worker_id, brokers=settings.broker_endpoints)
     over = await shell.run()
     if over.code:
         print(f"gpu_worker: {over.reason}", file=sys.stderr)

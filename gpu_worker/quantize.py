@@ -16,12 +16,13 @@ from pydantic_settings import SettingsConfigDict
 from gpu_worker.engines.engine import ModelUnusable
 from gpu_worker.engines.error_text import first_line
 from gpu_worker.engines.offline import prepare_environment
+from gpu_worker.folder_setting import NamedFolder
+from gpu_worker.model_store import check_plain_folder
 from proto.configuration import ComponentSettings, load_settings
-from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
+from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START, EXIT_INTERRUPTED
 
 _PROGRAM: Final = "gpu_worker quantize"
 _INSTALL: Final = "DISABLE_CUDA=1 pip install -r requirements/quantize.txt"
-_EXIT_INTERRUPTED: Final = 130
 
 
 class QuantizeSettings(ComponentSettings):
@@ -29,8 +30,10 @@ class QuantizeSettings(ComponentSettings):
 
     model_config = SettingsConfigDict(env_prefix="FLUX_QUANTIZE_")
 
-    source: Path = Field(Path("hub/FLUX.1-dev"), description="folder with the plain model, from prefetch")
-    target: Path | None = Field(
+    source: NamedFolder = Field(
+        Path("hub/FLUX.1-dev"), description="folder with the plain model, from prefetch"
+    )
+    target: NamedFolder | None = Field(
         None, description="folder that is made; unset: the source's name with -4bit, beside it"
     )
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = Field(
@@ -68,10 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         return _say(first_line(error), EXIT_BAD_CONFIGURATION)
     except KeyboardInterrupt:
-        return _say("stopped; run again it goes on with the next block", _EXIT_INTERRUPTED)
+        return _say("stopped; run again it goes on with the next block", EXIT_INTERRUPTED)
 
 
 def _run(settings: QuantizeSettings) -> int:
+    check_plain_folder(settings.source)
     # These import torch, which takes seconds that no bad setting should cost.
     import torch  # noqa: PLC0415
 

@@ -48,6 +48,8 @@ class Session:
     timing: Timing
     limits: SessionLimits
     started_at: float
+    brokers: int = 1
+    """How many it is connected to."""
 
     engine: EngineKeeper = field(init=False)
     broker: BrokerSide = field(init=False)

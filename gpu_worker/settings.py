@@ -12,13 +12,14 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from gpu_worker.engine_pipe import EngineOptions
+from gpu_worker.folder_setting import NamedFolder
 from gpu_worker.limits import SessionLimits
 from gpu_worker.memory_plan import MemoryPlan, PlanName
 from gpu_worker.model_store import Embedded, EngineChoice, EngineName, Fake, choose_engine
 from gpu_worker.own_gpu import OwnGpu, own_gpu
 from gpu_worker.private_folder import claim_private_folder
 from gpu_worker.readings import device_label
-from proto.configuration import ComponentSettings, LoopbackEndpoint
+from proto.configuration import BrokerEndpoints, ComponentSettings
 
 _DEVICE: Final = re.compile(r"auto|cpu|cuda(?::[0-9]{1,3})?")
 _WORKER_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -69,8 +70,9 @@ class WorkerSettings(ComponentSettings):
 
     model_config = SettingsConfigDict(env_prefix="FLUX_WORKER_", populate_by_name=True)
 
-    broker_endpoint: LoopbackEndpoint = Field(
-        "tcp://127.0.0.1:5561", description="where the broker listens for workers; on this host only"
+    broker_endpoints: BrokerEndpoints = Field(
+        ("tcp://127.0.0.1:5561",),
+        description="where brokers listen for workers, separated by commas; on this host only",
     )
     worker_id: Annotated[str, AfterValidator(_worker_id)] = Field(
         "",
@@ -82,10 +84,10 @@ class WorkerSettings(ComponentSettings):
         description="flux: the model in the model folder; embedded: a tiny untrained model for any machine;"
         " fake: no model, for tests; auto: flux if the folder holds one or is set, otherwise embedded",
     )
-    model_dir: Path = Field(
+    model_dir: NamedFolder = Field(
         Path("hub/FLUX.1-dev"), description="folder with a FLUX model in diffusers' layout, for flux and auto"
     )
-    cache_dir: Path = Field(
+    cache_dir: NamedFolder = Field(
         default_factory=user_cache_folder, description="folder in which the embedded model is kept"
     )
     device: Annotated[str, AfterValidator(_device)] = Field(

@@ -9,15 +9,17 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.timing import Timing
 
 IPC_PATH_MAX_BYTES: Final = 107
 """`sun_path` of a unix socket holds 108 bytes with its terminator."""
+BROKERS_MAX: Final = 8
+"""That one worker or frontend is connected to."""
 
 _TCP_LOOPBACK = re.compile(r"tcp://(?:127\.0\.0\.1|\[::1\]|localhost):(?P<port>[0-9]{1,5})")
 
@@ -41,6 +43,27 @@ def _loopback_endpoint(value: str) -> str:
 
 LoopbackEndpoint = Annotated[str, AfterValidator(_loopback_endpoint)]
 """A ZeroMQ endpoint on this host."""
+
+
+def _comma_separated(value: object) -> object:
+    return [entry.strip() for entry in value.split(",")] if isinstance(value, str) else value
+
+
+def _each_once(endpoints: tuple[str, ...]) -> tuple[str, ...]:
+    twice = [endpoint for endpoint in endpoints if endpoints.count(endpoint) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is named twice")
+    return endpoints
+
+
+BrokerEndpoints = Annotated[
+    tuple[LoopbackEndpoint, ...],
+    NoDecode,
+    Field(min_length=1, max_length=BROKERS_MAX),
+    BeforeValidator(_comma_separated),
+    AfterValidator(_each_once),
+]
+"""Where the brokers are, separated by commas; all of them are used, the first ones preferred."""
 
 
 LogFormat = Literal["auto", "console", "json"]

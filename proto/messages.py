@@ -110,6 +110,8 @@ class RunningExecution:
     steps: Count
     stopping: Flag = False
     """It was told to stop: it ends without an image."""
+    wanted_elsewhere: Flag = False
+    """A job of another broker wants it, which this worker has heard of lately."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +126,8 @@ class HeldOutcome:
     """Of the PNG; 0 while it is still being made of an image that is drawn."""
     released: Flag = False
     """An image that was delivered, kept for repeats for as long as there is room."""
+    wanted_elsewhere: Flag = False
+    """As of a `RunningExecution`."""
 
     @property
     def is_unfinished(self) -> bool:
@@ -215,6 +219,8 @@ class WorkerView(Header):
     keep: Ids = ()
     """Released too, but a repeat may ask for them: keep them while there is room."""
     resend: Ids = ()
+    wanted: Ids = ()
+    """Executions at this worker that a job of this broker waits for: no other broker may end them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,6 +282,8 @@ class FrontendReport(Header):
     incarnation: Id
     seq: Sequence
     jobs: Ids = ()
+    elsewhere: Ids = ()
+    """Open jobs that it had submitted here and has moved to another broker: given up, not cancelled."""
 
 
 class JobState(StrEnum):
@@ -309,6 +317,8 @@ class FrontendView(Header):
     ready_workers: Count
     """Workers that have a loaded model, idle or busy."""
     draining: Flag = False
+    rebuilding: Flag = False
+    """It has just started: new jobs wait until it knows what is there."""
     jobs: Annotated[tuple[JobStatus, ...], Field(max_length=MAX_LISTED)] = ()
     """Those that changed, or all that a report listed. A job missing here means nothing."""
 

@@ -14,8 +14,8 @@ from gpu_worker.engines.error_text import first_line
 from gpu_worker.engines.flux_architecture import LARGE, LargeComponent
 from gpu_worker.engines.flux_loading import checked_model
 from gpu_worker.engines.weight_files import WeightFile, plain_weight_files
-from gpu_worker.manifest import Manifest, read_manifest
-from gpu_worker.model_store import check_flux_folder
+from gpu_worker.manifest import Manifest
+from gpu_worker.model_store import check_plain_folder
 
 _UNKNOWN: Final = "unknown"
 _SMALL: Final = ("text_encoder", "vae")
@@ -47,10 +47,7 @@ def open_source(folder: Path) -> Source:
     Raises:
         ModelUnusable: it does not; the text says why.
     """
-    check_flux_folder(folder)
-    manifest = read_manifest(folder)
-    if manifest is not None and manifest.quantization is not None:
-        raise ModelUnusable(f"{folder.absolute()}: is in 4 bits already; the plain model is needed")
+    manifest = check_plain_folder(folder)
     files = {name: plain_weight_files(folder / name) for name in LARGE}
     return Source(
         folder=folder,

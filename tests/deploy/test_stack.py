@@ -39,8 +39,8 @@ def test_all_meet_at_the_brokers_sockets() -> None:
     for_frontends = stack.broker.environment["FLUX_BROKER_FRONTENDS_ENDPOINT"]
     assert for_workers.startswith("ipc:///run/flux/")
     assert for_workers != for_frontends
-    assert all(w.environment["FLUX_WORKER_BROKER_ENDPOINT"] == for_workers for w in stack.workers)
-    assert stack.frontend.environment["FLUX_FRONTEND_BROKER_ENDPOINT"] == for_frontends
+    assert all(w.environment["FLUX_WORKER_BROKER_ENDPOINTS"] == for_workers for w in stack.workers)
+    assert stack.frontend.environment["FLUX_FRONTEND_BROKER_ENDPOINTS"] == for_frontends
 
 
 def test_given_keys_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ async def broker(limit_s):
 @pytest.fixture
 async def client(broker):
     """It has reported, so that its connection is there."""
-    settings = FrontendSettings(api_keys="key", broker_endpoint=broker.endpoint)
+    settings = FrontendSettings(api_keys="key", broker_endpoints=(broker.endpoint,))
     client = BrokerClient(settings, lambda _ready: None)
     await client.start()
     await broker.hears(object)
@@ -89,7 +89,7 @@ async def test_what_was_dropped_is_in_the_picture(client, broker):
 
 
 async def test_messages_that_no_broker_took_are_counted(limit_s):
-    settings = FrontendSettings(api_keys="key", broker_endpoint="tcp://127.0.0.1:1")
+    settings = FrontendSettings(api_keys="key", broker_endpoints=("tcp://127.0.0.1:1",))
     client = BrokerClient(settings, lambda _ready: None)
     await client.start()
     try:

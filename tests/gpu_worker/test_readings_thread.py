@@ -117,7 +117,7 @@ raise SystemExit(process.main())
 async def test_a_worker_ends_though_the_driver_blocks(number: signal.Signals) -> None:
     worker = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", WORKER_WITH_BLOCKED_DRIVER, "--engine", "fake", "--time-scale", "0.2"),
-        *("--broker-endpoint", "tcp://127.0.0.1:1", "--worker-id", "blocked", "--log-format", "json"),
+        *("--broker-endpoints", "tcp://127.0.0.1:1", "--worker-id", "blocked", "--log-format", "json"),
         stderr=asyncio.subprocess.PIPE,
     )
     assert worker.stderr is not None

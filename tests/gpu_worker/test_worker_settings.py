@@ -30,7 +30,7 @@ def load(*arguments: str) -> WorkerSettings:
 
 def test_defaults(tmp_path: Path) -> None:
     settings = load()
-    assert settings.broker_endpoint == "tcp://127.0.0.1:5561"
+    assert settings.broker_endpoints == ("tcp://127.0.0.1:5561",)
     assert settings.worker_id.startswith(f"{socket.gethostname()}-")
     assert settings.cache_dir == tmp_path / "cache" / "flux-server"
     assert settings.engine_options.threads is None
@@ -179,7 +179,7 @@ def test_a_model_folder_that_is_named_must_hold_a_model(tmp_path: Path) -> None:
         (["--prompt-cache-bytes-max", "-1"], ["--prompt-cache-bytes-max", "greater than or equal to 0"]),
         (["--threads", "-1"], ["--threads", "greater than or equal to 0"]),
         (["--worker-id", "a b"], ["--worker-id", "'a b'", "characters"]),
-        (["--broker-endpoint", "tcp://10.0.0.1:5561"], ["--broker-endpoint", "this host"]),
+        (["--broker-endpoints", "tcp://10.0.0.1:5561"], ["--broker-endpoints", "this host"]),
         (["--step-limit-s", "0"], ["--step-limit-s", "greater than 0"]),
         (["--held-bytes-max", "5"], ["--held-bytes-max"]),
         (["--engine-backoff-s", "9", "--engine-backoff-max-s", "3"], ["engine_backoff_max_s"]),

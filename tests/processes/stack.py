@@ -349,7 +349,7 @@ class Stack:
         self.frontend = self._component(
             "frontend",
             "frontend",
-            broker_endpoint=self._for_frontends,
+            broker_endpoints=self._for_frontends,
             grpc_port=0,
             http_port=0,
         )
@@ -405,7 +405,7 @@ class Stack:
                 name,
                 "gpu_worker",
                 worker_id=name,
-                broker_endpoint=self._for_workers,
+                broker_endpoints=self._for_workers,
                 **{**defaults, **settings},
             )
         self.workers[name].start()

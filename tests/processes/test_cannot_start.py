@@ -34,7 +34,7 @@ def run(folder: Path, package: str, *arguments: str, **environment: str) -> tupl
     [
         ("broker", ("--workers-endpoint", "tcp://0.0.0.0:5561"), ("FLUX_BROKER_WORKERS_ENDPOINT", "0.0.0.0")),
         ("broker", ("--queue-limit", "-1"), ("FLUX_BROKER_QUEUE_LIMIT", "-1")),
-        ("gpu_worker", ("--broker-endpoint", "tcp://10.1.2.3:5561"), ("--broker-endpoint", "10.1.2.3")),
+        ("gpu_worker", ("--broker-endpoints", "tcp://10.1.2.3:5561"), ("--broker-endpoints", "10.1.2.3")),
         ("gpu_worker", ("--engine", "flux", "--model-dir", "no-such-folder"), ("no-such-folder",)),
         ("gpu_worker", ("--engine", "magic"), ("--engine", "magic", "embedded")),
         ("frontend", (), ("API_KEYS", "missing")),
