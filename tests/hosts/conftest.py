@@ -5,18 +5,30 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from hosts.cluster import CLIENTS, HOSTS, Cluster
 from hosts.network import Network
 
-BROKERS = ("broker-1", "broker-2")
-FRONTENDS = ("frontend-1", "frontend-2")
-WORKERS = ("worker-1", "worker-2", "worker-3")
-CLIENTS = "clients"
+TOOLS = ("ip", "tc", "nft", "unshare")
 
 
 @pytest.fixture(scope="session")
 def network() -> Iterator[Network]:
-    missing = [tool for tool in ("ip", "tc", "nft", "unshare") if shutil.which(tool) is None]
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if os.geteuid() != 0 or missing:
-        pytest.exit(f"network namespaces need root, and {', '.join(missing) or 'all tools are there'}", 2)
-    with Network([*BROKERS, *FRONTENDS, *WORKERS, CLIENTS]) as built, built.inside(CLIENTS):
+        pytest.exit(f"these tests need root and {', '.join(TOOLS)}; missing: {missing or 'root'}", 2)
+    with Network(HOSTS) as built, built.inside(CLIENTS):
         yield built
+
+
+@pytest.fixture(scope="module")
+def cluster(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(network, tmp_path_factory.mktemp("cluster")) as running:
+        yield running.start()
+
+
+@pytest.fixture
+def healthy(cluster: Cluster) -> Iterator[None]:
+    """The network is whole and everything runs, also after a test that failed half-way."""
+    cluster.start()
+    yield
+    cluster.network.heal()

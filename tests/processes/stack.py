@@ -200,8 +200,15 @@ class Component:
     """One component: what it is started with, and its present process."""
 
     def __init__(
-        self, name: str, package: str, settings: dict[str, object], folder: Path, keys: Sequence[str]
+        self,
+        name: str,
+        package: str,
+        settings: dict[str, object],
+        folder: Path,
+        keys: Sequence[str],
+        through: Sequence[str] = (),
     ) -> None:
+        """`through`: a command that becomes the one behind it, in other surroundings."""
         self.name = name
         self.settings = settings
         self.process: subprocess.Popen[bytes] | None = None
@@ -210,13 +217,14 @@ class Component:
         self._package = package
         self._folder = folder
         self._keys = keys
+        self._through = through
 
     def start(self) -> None:
         assert not self.is_running
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLUX_")}
         with self.log_file(len(self.sessions)).open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", self._package],
+                [*self._through, sys.executable, "-m", self._package],
                 cwd=self._folder,
                 env={**inherited, **self._environment()},
                 stdin=subprocess.DEVNULL,
