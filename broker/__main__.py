@@ -11,7 +11,7 @@ from broker.settings import BrokerSettings
 from proto.configuration import load_settings
 from proto.exit_status import EXIT_CANNOT_START
 from proto.logs import configure_logging
-from proto.signals import on_end_signals
+from proto.signals import on_end_signals, on_reload_signal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +33,7 @@ async def _run(settings: BrokerSettings) -> None:
         stop.set()
 
     on_end_signals(end)
+    on_reload_signal(lambda: structlog.get_logger().info("reading keys and certificates again", on="SIGHUP"))
     await serve(settings, stop)
 
 

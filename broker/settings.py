@@ -5,10 +5,11 @@ import platform
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from proto.configuration import ComponentSettings, LoopbackEndpoint
+from proto.endpoints import ListenEndpoint
+from proto.network_settings import NetworkSettings
 
 
-class BrokerSettings(ComponentSettings):
+class BrokerSettings(NetworkSettings):
     """The broker: takes jobs from frontends and gives each to an idle worker, or refuses it at once."""
 
     model_config = SettingsConfigDict(env_prefix="FLUX_BROKER_")
@@ -19,10 +20,10 @@ class BrokerSettings(ComponentSettings):
         max_length=128,
         description="name of this broker in logs",
     )
-    frontends_endpoint: LoopbackEndpoint = Field(
+    frontends_endpoint: ListenEndpoint = Field(
         "tcp://127.0.0.1:5560", description="where to listen for frontends"
     )
-    workers_endpoint: LoopbackEndpoint = Field(
+    workers_endpoint: ListenEndpoint = Field(
         "tcp://127.0.0.1:5561", description="where to listen for workers"
     )
     queue_limit: int = Field(

@@ -13,7 +13,8 @@ from pydantic import SecretStr
 
 from deploy.ports import free_ports, reachable
 from deploy.settings import FrontendEnvironment, LauncherSettings
-from proto.configuration import IPC_PATH_MAX_BYTES, ComponentSettings
+from proto.configuration import ComponentSettings
+from proto.endpoints import IPC_PATH_MAX_BYTES
 
 _PREFIXES: Final = {"broker": "FLUX_BROKER_", "gpu_worker": "FLUX_WORKER_", "frontend": "FLUX_FRONTEND_"}
 _SHARED_FIELDS: Final = frozenset(ComponentSettings.model_fields)

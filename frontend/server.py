@@ -21,7 +21,7 @@ from frontend.rpc import OpenCalls
 from frontend.service import SERVICE_NAME, ImageGenService
 from frontend.settings import FrontendSettings
 from proto.messages import MAX_IMAGE_BYTES
-from proto.signals import on_end_signals
+from proto.signals import on_end_signals, on_reload_signal
 
 REQUEST_MAX_BYTES: Final = 1024 * 1024
 """Far above any valid request: what is a little too long is to hear our error and not gRPC's."""
@@ -82,6 +82,7 @@ async def run_until_signal(settings: FrontendSettings, connect: ConnectCluster) 
         stop.set()
 
     on_end_signals(end)
+    on_reload_signal(lambda: log.info("reading keys and certificates again", on="SIGHUP"))
     async with running_frontend(settings, connect):
         await stop.wait()
     log.info("stopped")

@@ -16,7 +16,7 @@ from gpu_worker.settings import WorkerSettings
 from proto.configuration import load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.logs import configure_logging
-from proto.signals import on_end_signals
+from proto.signals import on_end_signals, on_reload_signal
 
 log = structlog.get_logger()
 
@@ -52,6 +52,7 @@ async def _run(settings: WorkerSettings, choice: EngineChoice) -> int:
         shell.drain()
 
     on_end_signals(end)
+    on_reload_signal(lambda: log.info("reading keys and certificates again", on="SIGHUP"))
     log.info("worker starts", worker_id=settings.worker_id, brokers=settings.broker_endpoints)
     over = await shell.run()
     if over.code:

@@ -19,7 +19,8 @@ from gpu_worker.model_store import Embedded, EngineChoice, EngineName, Fake, cho
 from gpu_worker.own_gpu import OwnGpu, own_gpu
 from gpu_worker.private_folder import claim_private_folder
 from gpu_worker.readings import device_label
-from proto.configuration import BrokerEndpoints, ComponentSettings
+from proto.endpoints import BrokerEndpoints
+from proto.network_settings import NetworkSettings
 
 _DEVICE: Final = re.compile(r"auto|cpu|cuda(?::[0-9]{1,3})?")
 _WORKER_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -61,7 +62,7 @@ def _home() -> Path:
         return Path()
 
 
-class WorkerSettings(ComponentSettings):
+class WorkerSettings(NetworkSettings):
     """A GPU worker: one engine, one job at a time.
 
     Two commands prepare its model folder, each with a --help of its own: `python -m gpu_worker prefetch`
@@ -72,7 +73,7 @@ class WorkerSettings(ComponentSettings):
 
     broker_endpoints: BrokerEndpoints = Field(
         ("tcp://127.0.0.1:5561",),
-        description="where brokers listen for workers, separated by commas; on this host only",
+        description="where brokers listen for workers, separated by commas",
     )
     worker_id: Annotated[str, AfterValidator(_worker_id)] = Field(
         "",

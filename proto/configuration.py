@@ -4,67 +4,16 @@ A component declares a subclass of `ComponentSettings`; each field has a descrip
 """
 
 import os
-import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.timing import Timing
-
-IPC_PATH_MAX_BYTES: Final = 107
-"""`sun_path` of a unix socket holds 108 bytes with its terminator."""
-BROKERS_MAX: Final = 8
-"""That one worker or frontend is connected to."""
-
-_TCP_LOOPBACK = re.compile(r"tcp://(?:127\.0\.0\.1|\[::1\]|localhost):(?P<port>[0-9]{1,5})")
-
-
-def _loopback_endpoint(value: str) -> str:
-    allowed = "tcp://127.0.0.1:PORT, tcp://[::1]:PORT, tcp://localhost:PORT or ipc:///PATH"
-    if value.startswith("ipc://"):
-        path = value.removeprefix("ipc://")
-        if not path.startswith("/"):
-            raise ValueError("an ipc endpoint needs an absolute path: ipc:///PATH")
-        if len(path.encode()) > IPC_PATH_MAX_BYTES:
-            raise ValueError(f"an ipc path may have at most {IPC_PATH_MAX_BYTES} bytes")
-        return value
-    match = _TCP_LOOPBACK.fullmatch(value)
-    if match is None:
-        raise ValueError(f"must stay on this host, as its traffic is not encrypted: {allowed}")
-    if not 1 <= int(match["port"]) <= 65535:
-        raise ValueError("the port must be between 1 and 65535")
-    return value
-
-
-LoopbackEndpoint = Annotated[str, AfterValidator(_loopback_endpoint)]
-"""A ZeroMQ endpoint on this host."""
-
-
-def _comma_separated(value: object) -> object:
-    return [entry.strip() for entry in value.split(",")] if isinstance(value, str) else value
-
-
-def _each_once(endpoints: tuple[str, ...]) -> tuple[str, ...]:
-    twice = [endpoint for endpoint in endpoints if endpoints.count(endpoint) > 1]
-    if twice:
-        raise ValueError(f"{twice[0]} is named twice")
-    return endpoints
-
-
-BrokerEndpoints = Annotated[
-    tuple[LoopbackEndpoint, ...],
-    NoDecode,
-    Field(min_length=1, max_length=BROKERS_MAX),
-    BeforeValidator(_comma_separated),
-    AfterValidator(_each_once),
-]
-"""Where the brokers are, separated by commas; all of them are used, the first ones preferred."""
-
 
 LogFormat = Literal["auto", "console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]

@@ -9,7 +9,8 @@ import pytest
 from deploy.ports import free_ports, reachable
 from deploy.settings import FrontendEnvironment, LauncherSettings
 from deploy.stack import Stack, build_stack, socket_folder
-from proto.configuration import IPC_PATH_MAX_BYTES, load_settings
+from proto.configuration import load_settings
+from proto.endpoints import IPC_PATH_MAX_BYTES
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 
 

@@ -56,7 +56,7 @@ def test_keys_are_not_in_the_settings_text(monkeypatch):
         ([], {"API_KEYS": "a", "FLUX_FRONTEND_HTTP_PORT": "x"}, "--http-port (FLUX_FRONTEND_HTTP_PORT): 'x'"),
         (["--max-job-s", "0"], {"API_KEYS": "a"}, "--max-job-s (FLUX_FRONTEND_MAX_JOB_S): '0'"),
         (["--guidance-min", "nan"], {"API_KEYS": "a"}, "--guidance-min (FLUX_FRONTEND_GUIDANCE_MIN): 'nan'"),
-        (["--broker-endpoints", "tcp://10.0.0.1:1"], {"API_KEYS": "a"}, "must stay on this host"),
+        (["--broker-endpoints", "tcp://10.0.0.1:1"], {"API_KEYS": "a"}, "leaves this host"),
         (["--max-prompt-bytes", "8193"], {"API_KEYS": "a"}, "8192"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from proto.configuration import IPC_PATH_MAX_BYTES, ComponentSettings, LoopbackEndpoint, load_settings
+from proto.configuration import ComponentSettings, load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.timing import Timing
 
@@ -17,7 +17,6 @@ class ExampleSettings(ComponentSettings):
 
     model_config = SettingsConfigDict(env_prefix="FLUX_EXAMPLE_")
 
-    endpoint: LoopbackEndpoint = Field("tcp://127.0.0.1:5560", description="where to listen")
     queue_limit: int = Field(3, ge=0, le=10, description="jobs that may wait [jobs]")
     colour: Literal["red", "green"] = Field("red", description="colour of the example")
     password: Annotated[SecretStr, Field(min_length=4)] = Field(
@@ -102,7 +101,6 @@ def test_settings_cannot_be_changed_later():
         ("time-scale", "nan", ""),
         ("time-scale", "inf", ""),
         ("time-scale", "-inf", ""),
-        ("endpoint", "tcp://10.0.0.1:5560", "tcp://127.0.0.1:PORT"),
     ],
 )
 @pytest.mark.parametrize("by", ["command line", "environment"])
@@ -157,69 +155,3 @@ def test_help_explains_each_setting(capsys):
     assert "--log-level" in text
     assert "[FLUX_EXAMPLE_LOG_LEVEL]" in text
     assert "[THE_PASSWORD]" in text
-
-
-@pytest.mark.parametrize(
-    "endpoint",
-    [
-        "tcp://127.0.0.1:1",
-        "tcp://127.0.0.1:65535",
-        "tcp://localhost:5560",
-        "tcp://[::1]:5560",
-        "ipc:///run/flux/broker.sock",
-        "ipc:///run/with space",
-        "ipc:///" + "p" * (IPC_PATH_MAX_BYTES - 1),
-    ],
-)
-def test_an_endpoint_on_this_host(endpoint):
-    assert load("--endpoint", endpoint).endpoint == endpoint
-
-
-@pytest.mark.parametrize(
-    "endpoint",
-    [
-        "",
-        "127.0.0.1:5560",
-        "tcp://",
-        "tcp://127.0.0.1",
-        "tcp://127.0.0.1:",
-        "tcp://127.0.0.1:0",
-        "tcp://127.0.0.1:65536",
-        "tcp://127.0.0.1:99999999999999999999",
-        "tcp://127.0.0.1:-1",
-        "tcp://127.0.0.1:*",
-        "tcp://127.0.0.1:\uff15\uff15\uff16\uff10",
-        "tcp://127.0.0.1:5560 ",
-        " tcp://127.0.0.1:5560",
-        "tcp://127.0.0.1:5560\n",
-        "tcp://127.0.0.1:5560;tcp://10.0.0.1:1",
-        "tcp://10.0.0.1:1;127.0.0.1:5560",
-        "tcp://127.0.0.1.evil.com:1",
-        "tcp://127.0.0.1@evil.com:1",
-        "tcp://evil.com:1/127.0.0.1:1",
-        "tcp://localhost.evil.com:1",
-        "tcp://0.0.0.0:1",
-        "tcp://*:1",
-        "tcp://eth0:1",
-        "tcp://[::]:1",
-        "tcp://::1:1",
-        "tcp://[::ffff:10.0.0.1]:1",
-        "tcp://10.0.0.1:1",
-        "TCP://10.0.0.1:1",
-        "udp://127.0.0.1:1",
-        "ws://127.0.0.1:1",
-        "pgm://127.0.0.1:1",
-        "inproc://broker",
-        "ipc://",
-        "ipc://*",
-        "ipc://@abstract",
-        "ipc://relative/path",
-        "ipc://../up",
-        "ipc:///" + "p" * IPC_PATH_MAX_BYTES,
-        "ipc:///" + "é" * 54,
-    ],
-)
-def test_an_endpoint_that_is_not_on_this_host_or_none_at_all(capsys, endpoint):
-    lines = complaint(capsys, f"--endpoint={endpoint}")
-    assert len(lines) == 1
-    assert lines[0].startswith("example: --endpoint (FLUX_EXAMPLE_ENDPOINT): ")
