@@ -30,6 +30,8 @@ STEP_S: Final = 0.05
 """Of the fake engine: 20 steps take a second, and hardly any of a core."""
 FOR_FRONTENDS, FOR_WORKERS, GRPC_PORT, HTTP_PORT = 5560, 5561, 50051, 8000
 PAGE_LIMIT_S: Final = 10.0
+LOOK_S: Final = 0.2
+"""Between two looks at the pages: seven components share the cores with the tests."""
 
 
 class Cluster:
@@ -123,12 +125,11 @@ class Cluster:
         return [session for component in self.components.values() for session in component.sessions]
 
     def start(self) -> Self:
-        """Whatever does not run, until every page shows every worker ready."""
+        """Whatever does not run, until all is idle."""
         for component in self.components.values():
             if not component.is_running:
                 component.start()
-        for name in WORKERS:
-            self.until_state(name, "ready")
+        self.until_idle()
         return self
 
     def end(self, name: str) -> None:
@@ -193,7 +194,7 @@ class Cluster:
             rows = [self.row(worker, frontend) for frontend in frontends]
             return rows[0] if all(row is not None and row["state"] in states for row in rows) else None
 
-        return until(f"{worker} is {' or '.join(states)} for {', '.join(frontends)}", look, limit_s)
+        return until(f"{worker} is {' or '.join(states)} for {', '.join(frontends)}", look, limit_s, LOOK_S)
 
     def until_lost(self, worker: str, frontends: Sequence[str] = FRONTENDS) -> dict[str, Any]:
         """Within the time in which a silent peer has to be given up."""
@@ -214,8 +215,32 @@ class Cluster:
             rows = page["workers"] if page is not None else []
             return next((row for row in rows if row["job_id"] and row["step"] >= 1), None)
 
-        return until(f"{frontend} shows a running job", look)
+        return until(f"{frontend} shows a running job", look, poll_s=LOOK_S)
+
+    def until_gone(self, worker: str) -> None:
+        """Until no page shows a row of it any more."""
+        limit_s = self.timing.lost_worker_shown_s + SLACK_S
+        until(f"{worker} is forgotten", lambda: not any(self._shows(worker)), limit_s, 5 * LOOK_S)
+
+    def _shows(self, worker: str) -> Iterator[bool]:
+        for frontend in FRONTENDS:
+            page = self.page(frontend)
+            yield page is None or any(row["worker_id"] == worker for row in page["workers"])
+
+    def until_idle(self) -> None:
+        """Until every page shows all workers ready, and no job anywhere."""
+
+        def look() -> bool:
+            pages = [self.page(frontend) for frontend in FRONTENDS]
+            return all(page is not None and _is_idle(page) for page in pages)
+
+        until("nothing is going on any more", look, poll_s=LOOK_S)
 
     def logs(self) -> str:
         """For the report of a failed test."""
         return "\n".join(component.log_tail() for component in self.components.values())
+
+
+def _is_idle(page: dict[str, Any]) -> bool:
+    states = [row["state"] for row in page["workers"]]
+    return states == ["ready"] * len(WORKERS) and page["in_flight"] == page["queued"] == 0

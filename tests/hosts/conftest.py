@@ -32,3 +32,4 @@ def healthy(cluster: Cluster) -> Iterator[None]:
     cluster.start()
     yield
     cluster.network.heal()
+    cluster.start()  # and no job is left behind

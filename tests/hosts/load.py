@@ -134,7 +134,17 @@ class Load:
             new = (answer for answer in self.answers[seen:] if answer.is_image)
             return sum(frontend in {None, answer.frontend} for answer in new) >= more
 
-        until(f"{more} more images, {self.summary()}", enough, limit_s)
+        until(f"{more} more images after {self.summary()}", enough, limit_s)
+
+    def until_answers(self, more: int, limit_s: float = LIMIT_S) -> None:
+        """Until so many more calls have ended, in whatever way."""
+        seen = len(self.answers)
+
+        def enough() -> bool:
+            self._notice_failed_callers()
+            return len(self.answers) >= seen + more
+
+        until(f"{more} more answers after {self.summary()}", enough, limit_s)
 
     def _notice_failed_callers(self) -> None:
         for caller in self._callers:

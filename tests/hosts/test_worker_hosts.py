@@ -1,5 +1,7 @@
 """A worker's host vanishes, or only its cable; its row tells so, and its job is drawn elsewhere."""
 
+import time
+
 import pytest
 from hosts.cluster import FRONTENDS, WORKERS, Cluster
 from hosts.load import Load
@@ -88,5 +90,14 @@ def test_images_go_on_while_hosts_vanish_and_return(cluster: Cluster) -> None:
             cluster.until_lost(worker)
             cluster.come_back(worker)
             cluster.until_serving(worker)
-    print(load.summary())
     assert not load.failed
+
+
+@pytest.mark.timeout(400)
+def test_a_host_that_never_returns_is_forgotten(cluster: Cluster) -> None:
+    gone = WORKERS[-1]
+    cluster.vanish(gone)
+    cluster.until_lost(gone)
+    began_at = time.monotonic()
+    cluster.until_gone(gone)
+    assert time.monotonic() - began_at > cluster.timing.lost_worker_shown_s - SLACK_S

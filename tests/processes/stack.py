@@ -44,7 +44,7 @@ PREFIXES: Final = {"broker": "FLUX_BROKER_", "gpu_worker": "FLUX_WORKER_", "fron
 T = TypeVar("T")
 
 
-def until(what: str, look: Callable[[], T | None], limit_s: float = LIMIT_S) -> T:
+def until(what: str, look: Callable[[], T | None], limit_s: float = LIMIT_S, poll_s: float = POLL_S) -> T:
     """Look again and again until there is something to see, and give it."""
     pause = threading.Event()
     give_up_at = time.monotonic() + limit_s
@@ -54,7 +54,7 @@ def until(what: str, look: Callable[[], T | None], limit_s: float = LIMIT_S) -> 
             return found
         if time.monotonic() >= give_up_at:
             pytest.fail(f"not within {limit_s:g} s: {what}")
-        pause.wait(POLL_S)
+        pause.wait(poll_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
