@@ -30,6 +30,13 @@ STEP_S: Final = 0.05
 """Of the fake engine: 20 steps take a second, and hardly any of a core."""
 FOR_FRONTENDS, FOR_WORKERS, GRPC_PORT, HTTP_PORT = 5560, 5561, 50051, 8000
 PAGE_LIMIT_S: Final = 10.0
+CLIENT_OPTIONS: Final = (
+    ("grpc.keepalive_time_ms", 3000),
+    ("grpc.keepalive_timeout_ms", 3000),
+    ("grpc.http2.ping_timeout_ms", 3000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+"""Without them a caller learns of a frontend's host that has vanished at its deadline only."""
 LOOK_S: Final = 0.2
 """Between two looks at the pages: seven components share the cores with the tests."""
 
@@ -166,7 +173,7 @@ class Cluster:
     # --- What can be seen from outside ---------------------------------------------------------
 
     def client(self, frontend: str = FRONTENDS[0], key: str = KEYS[0]) -> Client:
-        self._clients.append(Client(f"{self.network.address(frontend)}:{GRPC_PORT}", key))
+        self._clients.append(Client(f"{self.network.address(frontend)}:{GRPC_PORT}", key, CLIENT_OPTIONS))
         return self._clients[-1]
 
     def page(self, frontend: str) -> dict[str, Any] | None:
@@ -227,6 +234,30 @@ class Cluster:
             page = self.page(frontend)
             yield page is None or any(row["worker_id"] == worker for row in page["workers"])
 
+    def until_back(self, name: str) -> None:
+        """Until this component, which was started again, does its part."""
+        if name in WORKERS:
+            self.until_serving(name)
+        elif name in BROKERS:
+            self.until_broker_heard(name)
+        else:
+            until(f"{name} serves", lambda: (self.page(name) or {}).get("worker_alive"), poll_s=LOOK_S)
+
+    def until_broker_heard(self, broker: str) -> None:
+        """Until every peer that runs has its answer, after a silence."""
+        peers = [self.components[name] for name in (*FRONTENDS, *WORKERS)]
+        until(
+            f"{broker} is heard by everybody",
+            lambda: all(_hears(peer, broker) for peer in peers if peer.is_running),
+            poll_s=LOOK_S,
+        )
+
+    def totals(self) -> dict[str, int]:
+        """Jobs that have ended, of both brokers."""
+        page = self.page(FRONTENDS[0])
+        assert page is not None
+        return {kind: page[kind] for kind in ("completed", "failed", "cancelled")}
+
     def until_idle(self) -> None:
         """Until every page shows all workers ready, and no job anywhere."""
 
@@ -244,3 +275,14 @@ class Cluster:
 def _is_idle(page: dict[str, Any]) -> bool:
     states = [row["state"] for row in page["workers"]]
     return states == ["ready"] * len(WORKERS) and page["in_flight"] == page["queued"] == 0
+
+
+def _hears(peer: Component, broker: str) -> bool:
+    """The last word of this peer's log about that broker."""
+    words = [
+        (line["timestamp"], heard)
+        for event, heard in (("broker answers", True), ("broker silent, connecting anew", False))
+        for line in peer.events(event)
+        if line["broker_id"] == broker
+    ]
+    return bool(words) and max(words)[1]

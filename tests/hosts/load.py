@@ -1,5 +1,6 @@
 """Callers that call on and on, whatever happens to the service, and keep what they are told."""
 
+import itertools
 import threading
 import time
 from collections import Counter
@@ -15,6 +16,8 @@ from processes.stack import LIMIT_S, SLACK_S, Client, Drawn, Refusal, content_of
 from gpu_worker.engines.fake import prompt_digest
 
 DEADLINE_S: Final = 40.0
+WISH_LIMIT_S: Final = 2 * DEADLINE_S
+"""How long a caller insists on one image."""
 CALLERS: Final = 5
 PAUSE_S: Final = 0.2
 """Before the next call of a caller that was refused."""
@@ -67,6 +70,7 @@ class Load:
         self._cluster = cluster
         self._insist = insist
         self._ending = threading.Event()
+        self._is_broken_off = False
         self._pool = ThreadPoolExecutor(callers)
         self._callers: list[Future[None]] = []
 
@@ -83,6 +87,7 @@ class Load:
         _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
+        self._is_broken_off = kind is not None
         self._ending.set()
         self._pool.shutdown()
         if kind is None:
@@ -91,31 +96,31 @@ class Load:
 
     def _call_on(self, number: int, key: str) -> None:
         clients = {frontend: self._cluster.client(frontend, key) for frontend in FRONTENDS}
-        wish = 0
+        wish = number
         while not self._ending.is_set():
             wish += 1
-            self._have_drawn(f"{key}, {wish}", number + wish, clients)
+            self._have_drawn(f"{key}, {wish}", wish, clients)
 
-    def _have_drawn(self, prompt: str, turn: int, clients: dict[str, Client]) -> None:
-        while True:
+    def _have_drawn(self, prompt: str, seed: int, clients: dict[str, Client]) -> None:
+        give_up_at = time.monotonic() + (WISH_LIMIT_S if self._insist else 0.0)
+        for turn in itertools.count(seed):
             frontend = FRONTENDS[turn % len(FRONTENDS)]
-            answer = self._call(prompt, turn, frontend, clients[frontend])
+            answer = self._call(prompt, seed, frontend, clients[frontend])
             self.answers.append(answer)
             if answer.is_image:
                 return
             self._ending.wait(PAUSE_S)
-            if not self._insist or self._ending.is_set():
+            if self._is_broken_off or time.monotonic() > give_up_at:
                 return
-            turn += 1
 
-    def _call(self, prompt: str, turn: int, frontend: str, client: Client) -> Answer:
+    def _call(self, prompt: str, seed: int, frontend: str, client: Client) -> Answer:
         began_at = time.monotonic()
         call = client.begin(
-            prompt, seed=turn, deadline_s=DEADLINE_S, idempotency_key=prompt if self._insist else None
+            prompt, seed=seed, deadline_s=DEADLINE_S, idempotency_key=prompt if self._insist else None
         )
         outcome = call.outcome(DEADLINE_S + SLACK_S)
         took_s = time.monotonic() - began_at
-        answer = Answer(prompt=prompt, frontend=frontend, seed=turn, outcome=outcome, took_s=took_s)
+        answer = Answer(prompt=prompt, frontend=frontend, seed=seed, outcome=outcome, took_s=took_s)
         answer.check()
         return answer
 
@@ -155,6 +160,12 @@ class Load:
     def failed(self) -> list[Answer]:
         """Calls that were accepted, or may have been, and have no image."""
         return [answer for answer in self.answers if not (answer.is_image or answer.is_refusal)]
+
+    def unfulfilled(self) -> list[str]:
+        """Prompts that have no image."""
+        drawn = {answer.prompt for answer in self.answers if answer.is_image}
+        wanted = dict.fromkeys(answer.prompt for answer in self.answers)
+        return [prompt for prompt in wanted if prompt not in drawn]
 
     def summary(self) -> str:
         kinds = Counter(

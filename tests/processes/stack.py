@@ -138,12 +138,15 @@ class OpenCall:
 class Client:
     """A caller with a key and a connection of its own."""
 
-    def __init__(self, address: str, key: str = KEYS[0]) -> None:
+    def __init__(
+        self, address: str, key: str = KEYS[0], more_options: Sequence[tuple[str, int]] = ()
+    ) -> None:
         options = [
             ("grpc.use_local_subchannel_pool", 1),  # otherwise all clients share one connection
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 200),
+            *more_options,
         ]
         self.channel = grpc.insecure_channel(address, options)
         self.stub = image_gen_pb2_grpc.ImageGenStub(self.channel)
