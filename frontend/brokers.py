@@ -82,20 +82,26 @@ class Brokers:
 
     def best(self, now: float) -> int:
         """The one that gets a new call. Whether it can take one is another thing."""
-        return min(self, key=lambda broker: (self[broker].standing(now), broker))
+        return min(self, key=lambda broker: (self.standing(broker, now), broker))
 
     def standing(self, broker: int, now: float) -> Standing:
-        return self[broker].standing(now)
+        return Standing.SILENT if self.is_double(broker) else self[broker].standing(now)
+
+    def is_double(self, broker: int) -> bool:
+        """Another endpoint leads to the same broker, which would miss in one report what is in the other."""
+        epoch = self[broker].contact.epoch
+        return epoch is not None and any(self[other].contact.epoch == epoch for other in range(broker))
 
     def heard(self, now: float) -> list[int]:
         """Those that have answered, and were heard of lately."""
-        return [broker for broker in self if self[broker].contact.is_heard(now)]
+        return [
+            broker for broker in self if self[broker].contact.is_heard(now) and not self.is_double(broker)
+        ]
 
     def ready_workers(self, now: float) -> int:
         """As the one knows that gets new calls."""
-        best = self[self.best(now)]
-        is_serving = best.standing(now) <= KEEPS_CALLS
-        return best.ready_workers if is_serving else 0
+        best = self.best(now)
+        return self[best].ready_workers if self.standing(best, now) <= KEEPS_CALLS else 0
 
     def next_deadline(self) -> float:
         """When a report or a fresh connection is due."""

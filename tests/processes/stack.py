@@ -329,7 +329,7 @@ class Component:
 
 
 class Stack:
-    """Broker, workers and a frontend. At its end every process must be gone."""
+    """Brokers, workers and a frontend. At its end every process must be gone."""
 
     def __init__(
         self,
@@ -337,30 +337,39 @@ class Stack:
         *,
         over_tcp: bool = False,
         keys: Sequence[str] = KEYS,
+        brokers: int = 1,
+        time_scale: float = 1.0,
     ) -> None:
-        self.timing = Timing()
+        self.timing = Timing().scaled(time_scale)
         self.workers: dict[str, Component] = {}
         self._folder = folder
         self._keys = keys
         self._gate = folder / "gate"
         # A unix socket's path holds 107 bytes: less than the folders of tests have.
         self._sockets = tempfile.TemporaryDirectory(prefix="flux-", dir="/tmp")
-        self._for_frontends, self._for_workers = (
-            (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+        endpoints = (
+            [f"tcp://127.0.0.1:{port}" for port in free_ports(2 * brokers)]
             if over_tcp
-            else (f"ipc://{self._sockets.name}/{name}" for name in ("frontends", "workers"))
+            else [f"ipc://{self._sockets.name}/{number}" for number in range(2 * brokers)]
         )
-        self._shared: dict[str, object] = {"log_format": "json"}
-        self.broker = self._component(
-            "broker",
-            "broker",
-            frontends_endpoint=self._for_frontends,
-            workers_endpoint=self._for_workers,
-        )
+        for_frontends, for_workers = endpoints[:brokers], endpoints[brokers:]
+        self._for_workers = ",".join(for_workers)
+        self._shared: dict[str, object] = {"log_format": "json", "time_scale": time_scale}
+        self.brokers = [
+            self._component(
+                f"broker-{number}",
+                "broker",
+                broker_id=f"broker-{number}",
+                frontends_endpoint=for_frontends[number - 1],
+                workers_endpoint=for_workers[number - 1],
+            )
+            for number in range(1, brokers + 1)
+        ]
+        self.broker = self.brokers[0]
         self.frontend = self._component(
             "frontend",
             "frontend",
-            broker_endpoints=self._for_frontends,
+            broker_endpoints=",".join(for_frontends),
             grpc_port=0,
             http_port=0,
         )
@@ -395,7 +404,8 @@ class Stack:
 
     def start(self, *, workers: int = 1, **settings: object) -> Self:
         """All components, until the workers are ready. `settings` are the workers', fake ones by default."""
-        self.broker.start()
+        for broker in self.brokers:
+            broker.start()
         for number in range(1, workers + 1):
             self.start_worker(f"worker-{number}", **settings)
         self.start_frontend()
@@ -433,7 +443,7 @@ class Stack:
 
     def stop(self) -> None:
         """Frontend first, so that nothing is asked of what ends; every one has to end by itself, with 0."""
-        for component in (self.frontend, *self.workers.values(), self.broker):
+        for component in (self.frontend, *self.workers.values(), *self.brokers):
             if component.is_running:
                 component.send(signal.SIGTERM)
                 status = component.ends()
@@ -444,7 +454,7 @@ class Stack:
 
     @property
     def components(self) -> list[Component]:
-        return [self.broker, self.frontend, *self.workers.values()]
+        return [*self.brokers, self.frontend, *self.workers.values()]
 
     @property
     def sessions(self) -> list[int]:
