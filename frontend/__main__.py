@@ -3,13 +3,16 @@
 import asyncio
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from frontend.broker_client import BrokerClient
 from frontend.ports import CannotListen
 from frontend.server import run_until_signal
 from frontend.settings import FrontendSettings
 from proto.configuration import load_settings
-from proto.exit_status import EXIT_CANNOT_START
+from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
+from proto.key_file import KeyFileUnusable
+from proto.keyring import Keyring
 from proto.logs import configure_logging
 
 
@@ -17,7 +20,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(FrontendSettings, argv, "frontend")
     configure_logging("frontend", settings.log_level, settings.log_format)
     try:
-        asyncio.run(run_until_signal(settings, BrokerClient))
+        keyring = Keyring(settings.curve_key_file, settings.known_brokers_file, settings.broker_endpoints)
+    except KeyFileUnusable as error:
+        print(f"frontend: {error}", file=sys.stderr)
+        return EXIT_BAD_CONFIGURATION
+    try:
+        asyncio.run(run_until_signal(settings, partial(BrokerClient, keyring=keyring), keyring.reload))
     except CannotListen as error:
         print(f"frontend: {error}", file=sys.stderr)
         return EXIT_CANNOT_START

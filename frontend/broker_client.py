@@ -25,6 +25,7 @@ from proto.actor import Mailbox
 from proto.codec import SLACK_BYTES
 from proto.dealer import BrokerLink
 from proto.identifiers import new_identifier
+from proto.keyring import Keyring
 from proto.logs import write_note
 from proto.messages import MAX_IMAGE_BYTES, FrontendView, Message, Outcome, Refuse, Snapshot
 from proto.notes import Note
@@ -41,8 +42,11 @@ log = structlog.get_logger()
 class BrokerClient:
     """Implements `cluster.Cluster`."""
 
-    def __init__(self, settings: FrontendSettings, on_readiness: Callable[[bool], None]) -> None:
+    def __init__(
+        self, settings: FrontendSettings, on_readiness: Callable[[bool], None], keyring: Keyring | None = None
+    ) -> None:
         self._endpoints = settings.broker_endpoints
+        self._keyring = keyring or Keyring.empty()
         self._on_readiness = on_readiness
         self._log_prompts = settings.log_prompts
         self._loop = asyncio.get_running_loop()
@@ -78,7 +82,9 @@ class BrokerClient:
 
     async def start(self) -> None:
         self._links = [
-            BrokerLink(endpoint, MAX_IMAGE_BYTES + SLACK_BYTES, partial(self._on_message, broker))
+            BrokerLink(
+                endpoint, MAX_IMAGE_BYTES + SLACK_BYTES, partial(self._on_message, broker), self._keyring
+            )
             for broker, endpoint in enumerate(self._endpoints)
         ]
         self._mailbox.tell(TimerFired())

@@ -11,7 +11,7 @@ from frontend.auth import parse_api_keys
 from frontend.validation import GUIDANCE_MAX, RequestLimits
 from proto.endpoints import BrokerEndpoints
 from proto.messages import MAX_LISTED, MAX_PROMPT_BYTES
-from proto.network_settings import NetworkSettings
+from proto.network_settings import PeerSettings
 
 DAY_S: Final = 86400.0
 
@@ -25,7 +25,7 @@ def _default_frontend_id() -> str:
     return f"{platform.node()[:100] or 'frontend'}-{os.getpid()}"
 
 
-class FrontendSettings(NetworkSettings):
+class FrontendSettings(PeerSettings):
     """The gRPC and HTTP side of the image service. Settings are read once, at the start."""
 
     model_config = SettingsConfigDict(env_prefix="FLUX_FRONTEND_")

@@ -26,6 +26,7 @@ import psutil
 import pytest
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpc_status import rpc_status
+from samples.curve import key_folder
 
 import image_gen_pb2
 import image_gen_pb2_grpc
@@ -336,10 +337,12 @@ class Stack:
         folder: Path,
         *,
         over_tcp: bool = False,
+        encrypted: bool = False,
         keys: Sequence[str] = KEYS,
         brokers: int = 1,
         time_scale: float = 1.0,
     ) -> None:
+        """`encrypted`: with the keys of `key_folder`, of which all workers have the same."""
         self.timing = Timing().scaled(time_scale)
         self.workers: dict[str, Component] = {}
         self._folder = folder
@@ -355,6 +358,7 @@ class Stack:
         for_frontends, for_workers = endpoints[:brokers], endpoints[brokers:]
         self._for_workers = ",".join(for_workers)
         self._shared: dict[str, object] = {"log_format": "json", "time_scale": time_scale}
+        self.curve = key_folder(folder) if encrypted else None
         self.brokers = [
             self._component(
                 f"broker-{number}",
@@ -362,6 +366,7 @@ class Stack:
                 broker_id=f"broker-{number}",
                 frontends_endpoint=for_frontends[number - 1],
                 workers_endpoint=for_workers[number - 1],
+                **self._key_files("broker"),
             )
             for number in range(1, brokers + 1)
         ]
@@ -372,6 +377,7 @@ class Stack:
             broker_endpoints=",".join(for_frontends),
             grpc_port=0,
             http_port=0,
+            **self._key_files("frontend"),
         )
         self._clients: list[Client] = []
         self._watcher: Client | None = None
@@ -380,6 +386,16 @@ class Stack:
 
     def _component(self, name: str, package: str, **settings: object) -> Component:
         return Component(name, package, {**self._shared, **settings}, self._folder, self._keys)
+
+    def _key_files(self, role: str) -> dict[str, object]:
+        if self.curve is None:
+            return {}
+        others = (
+            {"authorized_keys_file": self.curve.authorized_keys}
+            if role == "broker"
+            else {"known_brokers_file": self.curve.known_brokers}
+        )
+        return {"curve_key_file": self.curve.secret_file(role), **others}
 
     # --- Starting and stopping -----------------------------------------------------------------
 
@@ -427,7 +443,7 @@ class Stack:
                 "gpu_worker",
                 worker_id=name,
                 broker_endpoints=self._for_workers,
-                **{**defaults, **settings},
+                **{**defaults, **self._key_files("worker"), **settings},
             )
         self.workers[name].start()
         return self.workers[name]
