@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from hosts.keys import Keys
 from hosts.network import Network
 from processes.stack import LIMIT_S, SLACK_S, Client, Component, OpenCall, processes_of, until
 
@@ -49,6 +50,7 @@ class Cluster:
         self.timing = Timing()
         self._folder = folder
         self._clients: list[Client] = []
+        self._keys = Keys(folder / "keys", {name: network.address(name) for name in HOSTS})
         self.components = {
             **{name: self._broker(name) for name in BROKERS},
             **{name: self._worker(name) for name in WORKERS},
@@ -56,7 +58,7 @@ class Cluster:
         }
 
     def _component(self, name: str, package: str, **settings: object) -> Component:
-        shared = {"log_format": "json", "insecure_allow_unencrypted_network": True}
+        shared = {"log_format": "json", **self._keys.settings_of(name)}
         through = self.network.command_on(name)
         return Component(name, package, {**shared, **settings}, self._folder, KEYS, through)
 
@@ -92,6 +94,7 @@ class Cluster:
             grpc_port=GRPC_PORT,
             http_host=self.network.address(name),
             http_port=HTTP_PORT,
+            insecure_allow_unencrypted_clients=True,
         )
 
     def _endpoint(self, host: str, port: int) -> str:
@@ -244,13 +247,21 @@ class Cluster:
             until(f"{name} serves", lambda: (self.page(name) or {}).get("worker_alive"), poll_s=LOOK_S)
 
     def until_broker_heard(self, broker: str) -> None:
-        """Until every peer that runs has its answer, after a silence."""
-        peers = [self.components[name] for name in (*FRONTENDS, *WORKERS)]
-        until(
-            f"{broker} is heard by everybody",
-            lambda: all(_hears(peer, broker) for peer in peers if peer.is_running),
-            poll_s=LOOK_S,
-        )
+        """Until all peers have its answer, after a silence that all have noticed."""
+        workers = [self.components[name] for name in WORKERS]
+
+        def look() -> bool:
+            return all(self.standing(broker, frontend) == "live" for frontend in FRONTENDS) and all(
+                _hears(worker, broker) for worker in workers if worker.is_running
+            )
+
+        until(f"{broker} is heard by everybody", look, poll_s=LOOK_S)
+
+    def standing(self, broker: str, frontend: str) -> str:
+        """Of this broker with this frontend, as its page says; empty while that does not name it."""
+        page = self.page(frontend)
+        rows = page["brokers"] if page is not None else []
+        return next((str(row["state"]) for row in rows if row["broker_id"] == broker), "")
 
     def totals(self) -> dict[str, int]:
         """Jobs that have ended, of both brokers."""
@@ -273,16 +284,21 @@ class Cluster:
 
 
 def _is_idle(page: dict[str, Any]) -> bool:
-    states = [row["state"] for row in page["workers"]]
-    return states == ["ready"] * len(WORKERS) and page["in_flight"] == page["queued"] == 0
+    workers = [row["state"] for row in page["workers"]]
+    brokers = [row["state"] for row in page["brokers"]]
+    return (
+        workers == ["ready"] * len(WORKERS)
+        and brokers == ["live"] * len(BROKERS)
+        and page["in_flight"] == page["queued"] == 0
+    )
 
 
-def _hears(peer: Component, broker: str) -> bool:
-    """The last word of this peer's log about that broker."""
+def _hears(worker: Component, broker: str) -> bool:
+    """The last word of its log about that broker."""
     words = [
         (line["timestamp"], heard)
         for event, heard in (("broker answers", True), ("broker silent, connecting anew", False))
-        for line in peer.events(event)
+        for line in worker.events(event)
         if line["broker_id"] == broker
     ]
     return bool(words) and max(words)[1]
