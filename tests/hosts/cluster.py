@@ -168,7 +168,12 @@ class Cluster:
             yield
         finally:
             for gate in gates:
-                gate.unlink()
+                gate.unlink(missing_ok=True)
+
+    def let_go(self, *workers: str) -> None:
+        """Of those that are held."""
+        for name in workers:
+            self._gate(name).unlink()
 
     def _gate(self, worker: str) -> Path:
         return self._folder / f"gate-{worker}"

@@ -11,6 +11,11 @@ from hosts.network import Network
 TOOLS = ("ip", "tc", "nft", "unshare")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--storm-s", type=float, default=60.0, help="how long the storm lasts, s")
+    parser.addoption("--storm-seed", type=int, default=1, help="which faults it brings")
+
+
 @pytest.fixture(scope="session")
 def network() -> Iterator[Network]:
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]

@@ -32,6 +32,8 @@ NOT_TAKEN: Final = frozenset(
     }
 )
 """Reasons for which a call is refused before it is accepted."""
+WITHOUT_A_REASON: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+"""What gRPC itself says of a frontend that is not there, and of a call whose time is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +168,15 @@ class Load:
         drawn = {answer.prompt for answer in self.answers if answer.is_image}
         wanted = dict.fromkeys(answer.prompt for answer in self.answers)
         return [prompt for prompt in wanted if prompt not in drawn]
+
+    def unexplained(self) -> list[Answer]:
+        """Calls that ended without an image and without a word about why."""
+        return [
+            answer
+            for answer in self.answers
+            if isinstance(answer.outcome, Refusal)
+            and not (answer.outcome.reason or answer.outcome.code in WITHOUT_A_REASON)
+        ]
 
     def summary(self) -> str:
         kinds = Counter(
