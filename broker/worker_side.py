@@ -6,7 +6,7 @@ from typing import Final, assert_never
 from broker.job_life import JobLife
 from broker.jobs import Dispatched, Job
 from broker.state import BrokerState
-from broker.workers import MAX_WORKERS, Idle, Offered, Running, Slot, Unclear, Worker
+from broker.workers import MAX_WORKERS, Idle, Offered, Running, Slot, Unclear, Worker, born_at
 from proto.failures import ENGINE_REPLACED, RETRYABLE_FAILURES, FailureCode, RefusalReason
 from proto.messages import HeldOutcome, JobFailed, Leave, Outcome, Refuse, ToBrokerFromWorker, WorkerReport
 
@@ -68,7 +68,7 @@ class WorkerSide:
         present = self._state.workers.registered.get(report.worker_id)
         if present is None or present.incarnation == report.incarnation:
             return False
-        return report.age_ms > present.report.age_ms + (now - present.heard_at) * 1000
+        return born_at(report, now) < present.born_at
 
     def _register(self, route: bytes, report: WorkerReport, now: float) -> Worker:
         earlier = self._state.workers.registered.get(report.worker_id)

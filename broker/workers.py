@@ -48,6 +48,11 @@ class Unclear:
 Slot = Idle | Offered | Running | Unclear
 
 
+def born_at(report: WorkerReport, heard_at: float) -> float:
+    """When the process of this report began, if it was not under way for long."""
+    return heard_at - report.age_ms / 1000
+
+
 @dataclass(slots=True, kw_only=True)
 class Worker:
     """One registered incarnation."""
@@ -69,14 +74,18 @@ class Worker:
     """When a message to it could not be routed; None once it was heard again."""
     unwanted_since: dict[bytes, float] = field(default_factory=dict)
     """By execution that its report lists: since when no other broker has wanted it."""
+    born_at: float = field(init=False)
+    """When its process began, at the latest: a report may have been under way, and then makes it look younger."""
 
     def __post_init__(self) -> None:
+        self.born_at = born_at(self.report, self.heard_at)
         self._read(self.report)
 
     def take(self, report: WorkerReport, route: bytes, now: float) -> None:
         """Its latest word."""
         self.report, self.route, self.seq = report, route, report.seq
         self.heard_at, self.unreachable_since = now, None
+        self.born_at = min(self.born_at, born_at(report, now))
         self._read(report)
 
     def _read(self, report: WorkerReport) -> None:

@@ -6,7 +6,7 @@ from samples.wire import claim, held, identifier, leave, running
 
 from broker.jobs import Dispatched, Returned
 from proto.failures import FailureCode, RefusalReason
-from proto.messages import FrontendView, JobState, Outcome, WorkerView
+from proto.messages import FrontendView, JobState, Outcome, Refuse, WorkerView
 
 JOB = identifier("job")
 EARLIER = identifier("earlier")
@@ -297,6 +297,27 @@ def test_a_broker_that_stood_still_holds_it_against_nobody(broker):
     assert broker.job().current_execution == execution
     broker.submit("other", key="other")
     assert broker.refusal().reason is RefusalReason.ALL_WORKERS_BUSY
+
+
+def test_its_standing_still_makes_no_worker_younger(broker):
+    broker.worker(age_ms=60_000)
+    broker.after(0.5)
+    broker.now += 30.0
+    broker.worker(life=2, age_ms=29_000)  # started again while nobody listened
+    assert broker.to_worker(Refuse) == []
+    (worker,) = broker.core.state.workers
+    assert worker.incarnation == identifier("worker 2")
+    broker.worker(life=1, age_ms=90_500)
+    assert broker.to_worker(Refuse)[0].reason is RefusalReason.SUPERSEDED
+
+
+def test_a_report_that_was_under_way_for_long_makes_no_worker_younger(broker):
+    broker.worker(age_ms=100)
+    broker.now += 30.0
+    broker.worker(age_ms=4_000)  # as it was when the broker fell asleep
+    broker.worker(life=2, age_ms=25_000)
+    (worker,) = broker.core.state.workers
+    assert worker.incarnation == identifier("worker 2")
 
 
 def test_who_stays_silent_after_that_is_lost_all_the_same(broker):

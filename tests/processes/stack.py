@@ -45,7 +45,7 @@ PREFIXES: Final = {"broker": "FLUX_BROKER_", "gpu_worker": "FLUX_WORKER_", "fron
 T = TypeVar("T")
 
 
-def until(what: str, look: Callable[[], T | None], limit_s: float = LIMIT_S) -> T:
+def until(what: str, look: Callable[[], T | None], limit_s: float = LIMIT_S, poll_s: float = POLL_S) -> T:
     """Look again and again until there is something to see, and give it."""
     pause = threading.Event()
     give_up_at = time.monotonic() + limit_s
@@ -55,7 +55,7 @@ def until(what: str, look: Callable[[], T | None], limit_s: float = LIMIT_S) -> 
             return found
         if time.monotonic() >= give_up_at:
             pytest.fail(f"not within {limit_s:g} s: {what}")
-        pause.wait(POLL_S)
+        pause.wait(poll_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,12 +139,15 @@ class OpenCall:
 class Client:
     """A caller with a key and a connection of its own."""
 
-    def __init__(self, address: str, key: str = KEYS[0]) -> None:
+    def __init__(
+        self, address: str, key: str = KEYS[0], more_options: Sequence[tuple[str, int]] = ()
+    ) -> None:
         options = [
             ("grpc.use_local_subchannel_pool", 1),  # otherwise all clients share one connection
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 200),
+            *more_options,
         ]
         self.channel = grpc.insecure_channel(address, options)
         self.stub = image_gen_pb2_grpc.ImageGenStub(self.channel)
@@ -201,8 +204,15 @@ class Component:
     """One component: what it is started with, and its present process."""
 
     def __init__(
-        self, name: str, package: str, settings: dict[str, object], folder: Path, keys: Sequence[str]
+        self,
+        name: str,
+        package: str,
+        settings: dict[str, object],
+        folder: Path,
+        keys: Sequence[str],
+        through: Sequence[str] = (),
     ) -> None:
+        """`through`: a command that becomes the one behind it, in other surroundings."""
         self.name = name
         self.settings = settings
         self.process: subprocess.Popen[bytes] | None = None
@@ -211,13 +221,14 @@ class Component:
         self._package = package
         self._folder = folder
         self._keys = keys
+        self._through = through
 
     def start(self) -> None:
         assert not self.is_running
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLUX_")}
         with self.log_file(len(self.sessions)).open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", self._package],
+                [*self._through, sys.executable, "-m", self._package],
                 cwd=self._folder,
                 env={**inherited, **self._environment()},
                 stdin=subprocess.DEVNULL,

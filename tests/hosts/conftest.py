@@ -1,0 +1,40 @@
+"""One network for all tests of the session; the tests themselves, and so their clients, are on a host of it."""
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from hosts.cluster import CLIENTS, HOSTS, Cluster
+from hosts.network import Network
+
+TOOLS = ("ip", "tc", "nft", "unshare")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--storm-s", type=float, default=60.0, help="how long the storm lasts, s")
+    parser.addoption("--storm-seed", type=int, default=1, help="which faults it brings")
+
+
+@pytest.fixture(scope="session")
+def network() -> Iterator[Network]:
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if os.geteuid() != 0 or missing:
+        pytest.exit(f"these tests need root and {', '.join(TOOLS)}; missing: {missing or 'root'}", 2)
+    with Network(HOSTS) as built, built.inside(CLIENTS):
+        yield built
+
+
+@pytest.fixture(scope="module")
+def cluster(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(network, tmp_path_factory.mktemp("cluster")) as running:
+        yield running.start()
+
+
+@pytest.fixture
+def healthy(cluster: Cluster) -> Iterator[None]:
+    """The network is whole and everything runs, also after a test that failed half-way."""
+    cluster.start()
+    yield
+    cluster.network.heal()
+    cluster.start()  # and no job is left behind
