@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 import structlog
 
+from broker.gatekeeper import Gatekeeper
 from broker.router import CannotBind, serve
 from broker.settings import BrokerSettings
 from proto.configuration import load_settings
-from proto.exit_status import EXIT_CANNOT_START
+from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
+from proto.file_watch import keep_fresh
+from proto.key_file import KeyFileUnusable
 from proto.logs import configure_logging
 from proto.signals import on_end_signals, on_reload_signal
 
@@ -18,14 +21,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(BrokerSettings, argv, "broker")
     configure_logging("broker", settings.log_level, settings.log_format)
     try:
-        asyncio.run(_run(settings))
+        asyncio.run(_run(settings, _gatekeeper(settings)))
+    except KeyFileUnusable as error:
+        print(f"broker: {error}", file=sys.stderr)
+        return EXIT_BAD_CONFIGURATION
     except CannotBind as error:
         print(f"broker: {error}", file=sys.stderr)
         return EXIT_CANNOT_START
     return 0
 
 
-async def _run(settings: BrokerSettings) -> None:
+def _gatekeeper(settings: BrokerSettings) -> Gatekeeper | None:
+    if settings.curve_key_file is None or settings.authorized_keys_file is None:
+        return None
+    return Gatekeeper(settings.curve_key_file, settings.authorized_keys_file)
+
+
+async def _run(settings: BrokerSettings, gatekeeper: Gatekeeper | None) -> None:
     stop = asyncio.Event()
 
     def end(signal_name: str) -> None:
@@ -34,7 +46,9 @@ async def _run(settings: BrokerSettings) -> None:
 
     on_end_signals(end)
     on_reload_signal(lambda: structlog.get_logger().info("reading keys and certificates again", on="SIGHUP"))
-    await serve(settings, stop)
+    if gatekeeper is not None:
+        keep_fresh(gatekeeper.files, gatekeeper.reload)
+    await serve(settings, stop, gatekeeper)
 
 
 if __name__ == "__main__":

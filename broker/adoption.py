@@ -32,7 +32,7 @@ class Adoption:
 
     def _look(self, job: Job, worker: Worker, now: float) -> None:
         running = worker.running
-        if running is not None and self._may_take(job, running):
+        if running is not None and self._may_take(job, worker, running):
             self._adopt(job, worker, running.execution_id, running.claim, now)
             return
         for outcome in worker.held_for(job.claim):
@@ -44,11 +44,11 @@ class Adoption:
             if outcome.claim.job_id == job.job_id:
                 job.count(outcome.claim)
 
-    def _may_take(self, job: Job, running: RunningExecution) -> bool:
+    def _may_take(self, job: Job, worker: Worker, running: RunningExecution) -> bool:
         if running.stopping or not is_same_call(job.claim, running.claim):
             return False
         is_its_own = running.claim.job_id == job.job_id or running.execution_id in job.executions
-        return is_its_own or self._state.may_be_joined(running)
+        return is_its_own or self._state.may_be_joined(worker, running)
 
     def _adopt(self, job: Job, worker: Worker, execution_id: bytes, claim: JobClaim, now: float) -> None:
         if claim.job_id == job.job_id:

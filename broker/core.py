@@ -107,6 +107,7 @@ class Broker:
         self.state.note("rebuilt", workers=len(self.state.workers), jobs=len(self.state.jobs))
         self._job_life.dispatch(now)  # The accepted go first, and then it is seen who is idle.
         self._frontend_side.judge_pending(now)
+        self._tell_frontends()
 
     def _arm(self, now: float) -> None:
         state = self.state

@@ -4,6 +4,7 @@ from typing import assert_never
 
 from broker.frontends import MAX_FRONTENDS, Frontend
 from broker.job_life import JobLife
+from broker.jobs import Job, Waiter
 from broker.snapshot import snapshot
 from broker.state import BrokerState
 from broker.submissions import Submissions
@@ -59,17 +60,31 @@ class FrontendSide:
         if frontend is None or report.seq <= frontend.report_seq:
             return
         frontend.report_seq = report.seq
-        listed = set(report.jobs)
+        listed, elsewhere = set(report.jobs), set(report.elsewhere)
         for job, waiter_id, waiter in self._state.jobs.waited_for_by(report.incarnation):
             if waiter.submit_seq > report.seq:
                 continue
             if waiter_id in listed:
                 self._job_life.still_listed(job, waiter, now)
-            else:
+            elif waiter_id not in elsewhere:
                 self._job_life.leave(job, waiter_id)
+        self._let_go(report)
         self._submissions.reported(frontend, listed)
         statuses = [self._submissions.status(job_id) for job_id in report.jobs]
         self._state.send_statuses(frontend, *statuses)
+
+    def _let_go(self, report: FrontendReport) -> None:
+        """Its calls that wait at another broker now, also those of which it was thought to be lost."""
+        for waiter_id in report.elsewhere:
+            job = self._state.jobs.of_waiter(waiter_id) or self._state.jobs.get(waiter_id)
+            if job is not None and self._has_moved(job.waiters.get(waiter_id), job, report):
+                self._job_life.let_go(job, waiter_id)
+
+    @staticmethod
+    def _has_moved(waiter: Waiter | None, job: Job, report: FrontendReport) -> bool:
+        if waiter is None:
+            return not job.waiters
+        return waiter.frontend == report.incarnation and waiter.submit_seq <= report.seq
 
     def _heard_frontend(self, route: bytes, message: FrontendReport | Submit, now: float) -> Frontend | None:
         """None for one too many."""

@@ -297,6 +297,23 @@ class JobLife:
         if not job.waiters and not self._goes_on_detached(job):
             self.end(job)
 
+    def let_go(self, job: Job, waiter_id: bytes) -> None:
+        """This call waits at another broker now. What was begun for it goes on, for that one to take over."""
+        if waiter_id in job.waiters:
+            self._state.jobs.detach(job, waiter_id)
+        if job.waiters:
+            return
+        self._state.jobs.remove(job)
+        self._state.note("job moved to another broker", job_id=job.job_id)
+        match job.state:
+            case (
+                Dispatched(worker_id=worker_id, execution_id=execution_id)
+                | Delivering(worker_id=worker_id, execution_id=execution_id)
+            ):
+                self._state.disown(execution_id, worker_id)
+            case _:
+                pass
+
     def _goes_on_detached(self, job: Job) -> bool:
         return job.is_active and job.claim.detach and job.claim.idempotency_hash is not None
 

@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from typing import Final, assert_never
 
 import structlog
 import zmq
 
 from broker.actions import Action, SendToFrontend, SendToWorker
+from broker.authenticator import Authenticator
 from broker.core import Broker
 from broker.events import (
     DrainRequested,
@@ -19,8 +21,10 @@ from broker.events import (
     TimerFired,
     WorkerUnreachable,
 )
+from broker.gatekeeper import Gatekeeper, RouteGuard
 from broker.ipc_path import why_not_bindable
 from broker.settings import BrokerSettings
+from broker.turned_away import TurnedAway
 from proto.actor import Mailbox
 from proto.codec import (
     MAX_HEADER_BYTES,
@@ -32,6 +36,7 @@ from proto.codec import (
     encode,
 )
 from proto.failures import RefusalReason
+from proto.handshakes import HandshakeFailure
 from proto.identifiers import new_identifier
 from proto.logs import write_note
 from proto.messages import (
@@ -64,7 +69,8 @@ class CannotBind(Exception):
 class Router:
     """A bound broker. To be made, used and closed on one event loop."""
 
-    def __init__(self, settings: BrokerSettings) -> None:
+    def __init__(self, settings: BrokerSettings, gatekeeper: Gatekeeper | None = None) -> None:
+        """Encrypted and closed to strangers if there is a `gatekeeper`."""
         core = Broker(
             broker_id=settings.broker_id,
             epoch=new_identifier(),
@@ -75,8 +81,11 @@ class Router:
         self._mailbox: Mailbox[Event, Action] = Mailbox(core, TimerFired(), self._perform)
         self._violations = {role: ViolationLog(role) for role in ("worker", "frontend")}
         self._dropped = 0
-        self._workers = LoopSocket(zmq.ROUTER, MAX_IMAGE_BYTES + SLACK_BYTES, self._from_worker)
-        self._frontends = LoopSocket(zmq.ROUTER, MAX_HEADER_BYTES, self._from_frontend)
+        self._gatekeeper = gatekeeper
+        self._turned_away = TurnedAway() if gatekeeper is None else gatekeeper.turned_away
+        self._authenticator = None if gatekeeper is None else _authenticator(gatekeeper)
+        self._workers = self._socket("worker", MAX_IMAGE_BYTES + SLACK_BYTES, self._from_worker)
+        self._frontends = self._socket("frontend", MAX_HEADER_BYTES, self._from_frontend)
         self._bind(self._workers, settings.workers_endpoint)
         self._bind(self._frontends, settings.frontends_endpoint)
         self._mailbox.tell(TimerFired())  # Its life begins.
@@ -90,7 +99,26 @@ class Router:
         self._mailbox.close()
         self._workers.close()
         self._frontends.close()
+        if self._authenticator is not None:
+            self._authenticator.close()
         close_context()
+
+    def _socket(
+        self, role: str, max_message_bytes: int, on_frames: Callable[[list[Body]], None]
+    ) -> LoopSocket:
+        gatekeeper = self._gatekeeper
+
+        def on_handshake_failure(failure: HandshakeFailure) -> None:
+            self._turned_away.add_handshake(role, failure, encrypted=gatekeeper is not None)
+
+        return LoopSocket(
+            zmq.ROUTER,
+            max_message_bytes,
+            on_frames,
+            curve=None if gatekeeper is None else gatekeeper.server(role),
+            guard=None if gatekeeper is None else RouteGuard(gatekeeper, role),
+            on_handshake_failure=on_handshake_failure,
+        )
 
     def _bind(self, socket: LoopSocket, endpoint: str) -> None:
         if (obstacle := why_not_bindable(endpoint)) is not None:
@@ -165,8 +193,12 @@ class Router:
 
     def _shed(self) -> dict[str, int]:
         """What never reached the core, or did not get away."""
-        counts = {f"{role}_violations": log.total for role, log in self._violations.items()}
-        return {kind: n for kind, n in {**counts, "unsent_messages": self._dropped}.items() if n}
+        counts = {
+            **{f"{role}_violations": log.total for role, log in self._violations.items()},
+            "turned_away": self._turned_away.total,
+            "unsent_messages": self._dropped,
+        }
+        return {kind: n for kind, n in counts.items() if n}
 
     def _count(self, result: SendResult, message: Message) -> None:
         if result is not SendResult.SENT:
@@ -174,18 +206,26 @@ class Router:
             log.debug("message not sent", kind=type(message).__name__, why=result.name, dropped=self._dropped)
 
 
-async def serve(settings: BrokerSettings, stop: asyncio.Event) -> None:
+def _authenticator(gatekeeper: Gatekeeper) -> Authenticator:
+    try:
+        return Authenticator(gatekeeper.welcomes)
+    except zmq.ZMQError as error:
+        raise CannotBind(f"no authenticator of this broker: {zmq.strerror(error.errno or 0)}") from error
+
+
+async def serve(settings: BrokerSettings, stop: asyncio.Event, gatekeeper: Gatekeeper | None = None) -> None:
     """Run until `stop` is set, then say good-bye.
 
     Raises:
         CannotBind: an endpoint is taken or cannot be had.
     """
-    with contextlib.closing(Router(settings)) as router:
+    with contextlib.closing(Router(settings, gatekeeper)) as router:
         log.info(
             "broker listens",
             broker_id=settings.broker_id,
             workers=settings.workers_endpoint,
             frontends=settings.frontends_endpoint,
+            public_key=None if gatekeeper is None else gatekeeper.public_key,
         )
         await stop.wait()
         await router.drain()

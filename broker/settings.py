@@ -1,12 +1,14 @@
 """The broker's settings: `FLUX_BROKER_…` in the environment, and the command line."""
 
 import platform
+from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from proto.endpoints import ListenEndpoint
-from proto.network_settings import NetworkSettings
+from proto.network_settings import NetworkSettings, require_together
 
 
 class BrokerSettings(NetworkSettings):
@@ -26,6 +28,14 @@ class BrokerSettings(NetworkSettings):
     workers_endpoint: ListenEndpoint = Field(
         "tcp://127.0.0.1:5561", description="where to listen for workers"
     )
+    authorized_keys_file: Path | None = Field(
+        None, description="who may connect: lines worker NAME PUBLIC_KEY or frontend NAME PUBLIC_KEY"
+    )
     queue_limit: int = Field(
         0, ge=0, le=10_000, description="new jobs that may wait for an idle worker; 0: refuse at once"
     )
+
+    @model_validator(mode="after")
+    def _check_key_files(self) -> Self:
+        require_together(curve_key_file=self.curve_key_file, authorized_keys_file=self.authorized_keys_file)
+        return self

@@ -9,7 +9,7 @@ from broker.frontends import Frontend, FrontendTable
 from broker.jobs import Job, JobTable, is_same_image
 from broker.snapshot import Counters
 from broker.views import ViewMaker
-from broker.wishes import Doubts, Wishes, WishMaker
+from broker.wishes import Moment, Wishes, WishMaker
 from broker.workers import Worker, WorkerTable
 from proto.messages import HeldOutcome, JobClaim, JobStatus, RunningExecution, Submit, ToFrontend, ToWorker
 from proto.notes import Note, NoteLevel
@@ -54,7 +54,7 @@ class BrokerState:
             epoch=self.epoch,
             heartbeat_interval_s=self.timing.heartbeat_interval_s,
         )
-        self._wish_maker = WishMaker(workers=self.workers, jobs=self.jobs)
+        self._wish_maker = WishMaker(workers=self.workers, jobs=self.jobs, timing=self.timing)
 
     def advance(self, now: float) -> None:
         """An event has come."""
@@ -68,6 +68,8 @@ class BrokerState:
             peer.heard_at = min(peer.heard_at + absence_s, self.now)
             if peer.unreachable_since is not None:
                 peer.unreachable_since = min(peer.unreachable_since + absence_s, self.now)
+        for worker in self.workers:
+            worker.pardon(absence_s, self.now)
         for job in self.jobs:
             job.pardon(absence_s, self.now)
         if self.started_at is not None and self.is_rebuilding_at(self.now - absence_s):
@@ -109,28 +111,34 @@ class BrokerState:
 
     def ask_for_image(self, worker: Worker, execution_id: bytes) -> None:
         """It is held there, and has to be passed on again, or to one who came later."""
-        self.send_worker(worker.route, self.views.for_worker(worker, Wishes(resend=(execution_id,))))
+        wishes = Wishes(resend=(execution_id,), wanted=self._wish_maker.wanted(worker))
+        self.send_worker(worker.route, self.views.for_worker(worker, wishes))
 
     def wishes(self, worker: Worker) -> Wishes:
-        return self._wish_maker.wishes(worker, self._doubts())
+        return self._wish_maker.wishes(worker, self._moment())
 
-    def _doubts(self) -> Doubts:
-        return Doubts(
-            is_rebuilding=self.is_rebuilding,
-            may_be_orphans=self.age_s < self.timing.orphan_grace_s,
-        )
+    def _moment(self) -> Moment:
+        return Moment(now=self.now, started_at=self.now if self.started_at is None else self.started_at)
 
     def own(self, job: Job, execution_id: bytes) -> None:
         """This broker has begun or adopted it: it goes on for a job that is known here, or not at all."""
         job.executions.append(execution_id)
         self._wish_maker.own(execution_id)
 
+    def disown(self, execution_id: bytes, worker_id: str) -> None:
+        """Its call has moved to another broker: it is left alone until that one has had time to want it."""
+        self._wish_maker.disown(execution_id)
+        worker = self.workers.registered.get(worker_id)
+        if worker is not None:
+            worker.unwanted_since[execution_id] = self.now
+            self.send_worker_view(worker)
+
     def runs_unowned(self, worker: Worker) -> bool:
         """Whether it runs something that no known job wants, and that goes on all the same."""
         running = worker.running
         if running is None or self.jobs.wanting(running.execution_id) is not None:
             return False
-        return self._wish_maker.goes_on(running, self._doubts())
+        return self._wish_maker.goes_on(worker, running, self._moment())
 
     def has_execution_of(self, worker: Worker, claim: JobClaim) -> bool:
         """Whether it runs this very job, or holds its image, and this broker has not told it to."""
@@ -153,9 +161,9 @@ class BrokerState:
         serves = worker.is_serving(self.now, self.timing.probe_after_s)
         return serves and not is_wanted and not self.runs_unowned(worker)
 
-    def may_be_joined(self, running: RunningExecution) -> bool:
+    def may_be_joined(self, worker: Worker, running: RunningExecution) -> bool:
         """Whether a repeat may take over what it has not begun itself: an execution that goes on anyway."""
-        return self._wish_maker.may_be_joined(running, self._doubts())
+        return self._wish_maker.may_be_joined(worker, running, self._moment())
 
     def images_of(self, claim: JobClaim) -> list[tuple[Worker, HeldOutcome]]:
         """All images of this idempotency key, and where they are; the one that repeats get is the first."""
@@ -171,7 +179,13 @@ class BrokerState:
             self.send_statuses(frontend, job.status(waiter_id))
 
     def send_statuses(self, frontend: Frontend, *statuses: JobStatus) -> None:
-        view = self.views.for_frontend(frontend, statuses, self.ready_workers(), self.draining)
+        view = self.views.for_frontend(
+            frontend,
+            statuses,
+            ready_workers=self.ready_workers(),
+            draining=self.draining,
+            rebuilding=self.is_rebuilding,
+        )
         self.send_frontend(frontend.route, view)
 
     def note(self, event: str, level: NoteLevel = "info", **fields: object) -> None:

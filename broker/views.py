@@ -24,10 +24,17 @@ class ViewMaker:
             release=wishes.release,
             keep=wishes.keep,
             resend=wishes.resend,
+            wanted=wishes.wanted,
         )
 
     def for_frontend(
-        self, frontend: Frontend, statuses: tuple[JobStatus, ...], ready_workers: int, draining: bool
+        self,
+        frontend: Frontend,
+        statuses: tuple[JobStatus, ...],
+        *,
+        ready_workers: int,
+        draining: bool,
+        rebuilding: bool,
     ) -> FrontendView:
         return FrontendView(
             broker_id=self.broker_id,
@@ -36,5 +43,6 @@ class ViewMaker:
             heartbeat_interval_ms=round(self.heartbeat_interval_s * 1000),
             ready_workers=ready_workers,
             draining=draining,
+            rebuilding=rebuilding,
             jobs=statuses,
         )

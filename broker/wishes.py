@@ -5,8 +5,9 @@ from enum import Enum, auto
 from typing import Final
 
 from broker.jobs import Dispatched, JobTable, key_of
-from broker.workers import Offered, Worker, WorkerTable
+from broker.workers import Offered, Running, Worker, WorkerTable
 from proto.messages import HeldOutcome, JobClaim, RunningExecution
+from proto.timing import Timing
 
 MAX_REMEMBERED: Final = 4096
 
@@ -19,16 +20,24 @@ class Wishes:
     release: tuple[bytes, ...] = ()
     keep: tuple[bytes, ...] = ()
     resend: tuple[bytes, ...] = ()
+    wanted: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    now: float
+    started_at: float
+    """When this life of the broker began."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doubts:
-    """What a broker that has not run for long cannot know."""
+    """What a broker cannot know of an execution that was another's until a short time ago."""
 
-    is_rebuilding: bool
-    """Nobody has had the time yet to claim what workers run and hold."""
-    may_be_orphans: bool
-    """Executions with an idempotency key may be those of a frontend that was lost before its start."""
+    is_new: bool
+    """Nobody has had the time yet to claim it here."""
+    may_be_orphan: bool
+    """With an idempotency key, its frontend may have been lost: a repeat may come."""
 
 
 class _Wish(Enum):
@@ -41,6 +50,7 @@ class _Wish(Enum):
 class WishMaker:
     workers: WorkerTable
     jobs: JobTable
+    timing: Timing
     own_executions: dict[bytes, None] = field(default_factory=dict)
     """That this broker has begun or adopted, oldest first: without a job it has ended them."""
 
@@ -49,38 +59,69 @@ class WishMaker:
         while len(self.own_executions) > MAX_REMEMBERED:
             del self.own_executions[next(iter(self.own_executions))]
 
+    def disown(self, execution_id: bytes) -> None:
+        self.own_executions.pop(execution_id, None)
+
     def is_foreign(self, execution_id: bytes) -> bool:
-        """Whether another life of the broker began it, and this one has not adopted it."""
+        """Whether another broker, or another life of this one, has begun it, and this one not adopted it."""
         return execution_id not in self.own_executions
 
-    def wishes(self, worker: Worker, doubts: Doubts) -> Wishes:
+    def wishes(self, worker: Worker, moment: Moment) -> Wishes:
         """What is wanted of a worker, given what it last said."""
-        wanted: dict[_Wish, list[bytes]] = {wish: [] for wish in _Wish}
+        wished: dict[_Wish, list[bytes]] = {wish: [] for wish in _Wish}
         for outcome in worker.held.values():
-            wish = self._wish_for(outcome, doubts)
+            wish = self._wish_for(worker, outcome, moment)
             if wish is not None:
-                wanted[wish].append(outcome.execution_id)
-        unwanted = self._unwanted(worker, doubts)
+                wished[wish].append(outcome.execution_id)
+        unwanted = self._unwanted(worker, moment)
         return Wishes(
             cancel=() if unwanted is None else (unwanted,),
-            release=tuple(wanted[_Wish.RELEASE]),
-            keep=tuple(wanted[_Wish.KEEP]),
-            resend=tuple(wanted[_Wish.RESEND]),
+            release=tuple(wished[_Wish.RELEASE]),
+            keep=tuple(wished[_Wish.KEEP]),
+            resend=tuple(wished[_Wish.RESEND]),
+            wanted=self.wanted(worker),
         )
 
-    def _unwanted(self, worker: Worker, doubts: Doubts) -> bytes | None:
+    def wanted(self, worker: Worker) -> tuple[bytes, ...]:
+        """What no other broker may end there, as a job that is known here waits for it."""
+        slot = worker.slot
+        in_slot = (slot.execution_id,) if isinstance(slot, Offered | Running) else ()
+        there = dict.fromkeys((*in_slot, *worker.held))
+        return tuple(execution_id for execution_id in there if self.jobs.wanting(execution_id) is not None)
+
+    def _doubts(self, worker: Worker, execution_id: bytes, moment: Moment) -> Doubts:
+        """The broker that wanted it may be gone, and its call on the way here.
+
+        What this broker has begun, or found when it started, is as old as itself.
+        """
+        since = worker.unwanted_since.get(execution_id, moment.now)
+        was_found = since < moment.started_at + self.timing.rebuild_s
+        if was_found or not self.is_foreign(execution_id):
+            since = moment.started_at
+        known_for_s = moment.now - since
+        return Doubts(
+            is_new=known_for_s < self.timing.rebuild_s,
+            may_be_orphan=known_for_s < self.timing.orphan_grace_s,
+        )
+
+    def _unwanted(self, worker: Worker, moment: Moment) -> bytes | None:
         """What runs there for nobody, or will when the START arrives that was sent last."""
         match worker.running or worker.slot:
             case RunningExecution(execution_id=execution_id) as running:
-                is_wanted = self.jobs.wanting(execution_id) is not None or self.goes_on(running, doubts)
+                is_wanted = self.jobs.wanting(execution_id) is not None or self.goes_on(
+                    worker, running, moment
+                )
             case Offered(execution_id=execution_id):
-                is_wanted = self.jobs.wanting(execution_id) is not None
+                is_wanted = self.jobs.wanting(execution_id) is not None or self.is_foreign(execution_id)
             case _:
                 return None
         return None if is_wanted else execution_id
 
-    def goes_on(self, running: RunningExecution, doubts: Doubts) -> bool:
+    def goes_on(self, worker: Worker, running: RunningExecution, moment: Moment) -> bool:
         """Whether what runs for no known job is let run: somebody may ask for its image."""
+        if running.wanted_elsewhere:
+            return True
+        doubts = self._doubts(worker, running.execution_id, moment)
         is_fenced = (
             self._is_ended_here(running, doubts)
             or self.jobs.answered_by(running.claim) is not None
@@ -88,21 +129,26 @@ class WishMaker:
         )
         return _may_be_asked_for(running.claim, doubts) and not is_fenced
 
-    def may_be_joined(self, running: RunningExecution, doubts: Doubts) -> bool:
+    def may_be_joined(self, worker: Worker, running: RunningExecution, moment: Moment) -> bool:
         """The same, once there is the job that asks for it."""
+        if running.wanted_elsewhere:
+            return True
+        doubts = self._doubts(worker, running.execution_id, moment)
         return not self._is_ended_here(running, doubts) and _may_be_asked_for(running.claim, doubts)
 
     def _is_ended_here(self, running: RunningExecution, doubts: Doubts) -> bool:
         """Whether the job that it had at this broker is all that could want it."""
         # What was adopted since the start may have another call, whose frontend has not spoken yet.
-        may_have_others = doubts.is_rebuilding and running.claim.idempotency_hash is not None
+        may_have_others = doubts.is_new and running.claim.idempotency_hash is not None
         return running.execution_id in self.own_executions and not may_have_others
 
-    def _wish_for(self, outcome: HeldOutcome, doubts: Doubts) -> _Wish | None:
+    def _wish_for(self, worker: Worker, outcome: HeldOutcome, moment: Moment) -> _Wish | None:
         job = self.jobs.wanting(outcome.execution_id)
         if job is not None:
             return _Wish.RESEND if isinstance(job.state, Dispatched) else None
-        if outcome.released or doubts.is_rebuilding:
+        if outcome.released or outcome.wanted_elsewhere:
+            return None
+        if self._doubts(worker, outcome.execution_id, moment).is_new:
             return None
         return _Wish.KEEP if self._is_worth_keeping(outcome) else _Wish.RELEASE
 
@@ -138,6 +184,6 @@ def precedence(image: HeldOutcome) -> tuple[bool, bool, bytes]:
 
 def _may_be_asked_for(claim: JobClaim, doubts: Doubts) -> bool:
     """Whether a call that is not known yet may want what runs for no known job."""
-    if doubts.is_rebuilding:
+    if doubts.is_new:
         return True
-    return claim.idempotency_hash is not None and (claim.detach or doubts.may_be_orphans)
+    return claim.idempotency_hash is not None and (claim.detach or doubts.may_be_orphan)

@@ -67,6 +67,8 @@ class Worker:
     """The `seq` of the report after which its running claim was renewed."""
     unreachable_since: float | None = None
     """When a message to it could not be routed; None once it was heard again."""
+    unwanted_since: dict[bytes, float] = field(default_factory=dict)
+    """By execution that its report lists: since when no other broker has wanted it."""
 
     def __post_init__(self) -> None:
         self._read(self.report)
@@ -79,6 +81,19 @@ class Worker:
 
     def _read(self, report: WorkerReport) -> None:
         self._hold(report.held)
+        running = () if report.running is None else (report.running,)
+        listed: tuple[RunningExecution | HeldOutcome, ...] = (*running, *report.held)
+        self.unwanted_since = {
+            each.execution_id: self.unwanted_since.get(each.execution_id, self.heard_at)
+            for each in listed
+            if not each.wanted_elsewhere
+        }
+
+    def pardon(self, absence_s: float, now: float) -> None:
+        """The broker stood still for so long, and could want nothing."""
+        self.unwanted_since = {
+            execution_id: min(since + absence_s, now) for execution_id, since in self.unwanted_since.items()
+        }
 
     def _hold(self, outcomes: Iterable[HeldOutcome]) -> None:
         self.held = {outcome.execution_id: outcome for outcome in outcomes}

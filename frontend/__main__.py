@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import frontend.quiet_grpc  # noqa: F401 - before anything that imports gRPC
 from frontend.broker_client import BrokerClient
@@ -12,6 +13,8 @@ from frontend.server import run_until_signal
 from frontend.settings import FrontendSettings
 from proto.configuration import load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
+from proto.key_file import KeyFileUnusable
+from proto.keyring import Keyring
 from proto.logs import configure_logging
 
 
@@ -19,8 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(FrontendSettings, argv, "frontend")
     configure_logging("frontend", settings.log_level, settings.log_format)
     try:
-        asyncio.run(run_until_signal(settings, BrokerClient))
-    except FileUnusable as error:
+        keyring = Keyring(settings.curve_key_file, settings.known_brokers_file, settings.broker_endpoints)
+        asyncio.run(run_until_signal(settings, partial(BrokerClient, keyring=keyring)))
+    except (FileUnusable, KeyFileUnusable) as error:
         print(f"frontend: {error}", file=sys.stderr)
         return EXIT_BAD_CONFIGURATION
     except CannotListen as error:

@@ -8,7 +8,7 @@ from typing import Final, assert_never
 import structlog
 
 from frontend.actions import Action, EndJob, JobEnd, ReconnectToBroker, SendToBroker, SnapshotArrived
-from frontend.cluster import ServicePicture
+from frontend.cluster import BrokerPicture, ServicePicture
 from frontend.events import (
     DrainRequested,
     Event,
@@ -24,7 +24,9 @@ from frontend.settings import FrontendSettings
 from proto.actor import Mailbox
 from proto.codec import SLACK_BYTES
 from proto.dealer import BrokerLink
+from proto.file_watch import keep_fresh
 from proto.identifiers import new_identifier
+from proto.keyring import Keyring
 from proto.logs import write_note
 from proto.messages import MAX_IMAGE_BYTES, FrontendView, Message, Outcome, Refuse, Snapshot
 from proto.notes import Note
@@ -41,8 +43,11 @@ log = structlog.get_logger()
 class BrokerClient:
     """Implements `cluster.Cluster`."""
 
-    def __init__(self, settings: FrontendSettings, on_readiness: Callable[[bool], None]) -> None:
+    def __init__(
+        self, settings: FrontendSettings, on_readiness: Callable[[bool], None], keyring: Keyring | None = None
+    ) -> None:
         self._endpoints = settings.broker_endpoints
+        self._keyring = keyring or Keyring.empty()
         self._on_readiness = on_readiness
         self._log_prompts = settings.log_prompts
         self._loop = asyncio.get_running_loop()
@@ -57,8 +62,11 @@ class BrokerClient:
         self._mailbox: Mailbox[Event, Action] = Mailbox(self._desk, TimerFired(), self._perform)
         self._links: list[BrokerLink] = []
         self._waiting: dict[bytes, asyncio.Future[JobEnd]] = {}
-        self._picture: tuple[Snapshot, float] | None = None
-        self._picture_wanted: asyncio.Future[None] | None = None
+        self._pictures: dict[int, tuple[Snapshot, float]] = {}
+        """By broker: the latest, and when it came."""
+        self._pictures_wanted: asyncio.Future[None] | None = None
+        self._unanswered: set[int] = set()
+        """Brokers that were asked for a picture, and are waited for."""
         self._unexpected_messages = 0
         """From the broker, of a kind that goes to no frontend."""
         self._told_ready = False
@@ -75,9 +83,12 @@ class BrokerClient:
 
     async def start(self) -> None:
         self._links = [
-            BrokerLink(endpoint, MAX_IMAGE_BYTES + SLACK_BYTES, partial(self._on_message, broker))
+            BrokerLink(
+                endpoint, MAX_IMAGE_BYTES + SLACK_BYTES, partial(self._on_message, broker), self._keyring
+            )
             for broker, endpoint in enumerate(self._endpoints)
         ]
+        keep_fresh(self._keyring.files, self._keyring.reload)
         self._mailbox.tell(TimerFired())
         self._look_at_readiness()
 
@@ -95,14 +106,23 @@ class BrokerClient:
 
     async def service_picture(self) -> ServicePicture:
         if self.broker_alive:
-            await self._ask_for_picture()
-        snapshot, taken_at = self._picture or (None, self._loop.time())
+            await self._ask_for_pictures()
         return ServicePicture(
-            snapshot=snapshot,
-            age_s=self._loop.time() - taken_at,
-            broker_alive=self.broker_alive,
+            brokers=tuple(self._broker_picture(broker) for broker in range(len(self._endpoints))),
             own_refusals=dict(self._desk.refusals),
             own_shed=self._shed(),
+        )
+
+    def _broker_picture(self, broker: int) -> BrokerPicture:
+        now = self._loop.time()
+        contacts = self._desk.contacts
+        snapshot, taken_at = self._pictures.get(broker, (None, now))
+        return BrokerPicture(
+            broker_id=contacts[broker].contact.broker_id,
+            standing=contacts.standing(broker, now),
+            gets_calls=contacts.best(now) == broker and self.broker_alive,
+            snapshot=snapshot,
+            age_s=now - taken_at,
         )
 
     def _shed(self) -> dict[str, int]:
@@ -112,15 +132,23 @@ class BrokerClient:
         }
         return {kind: count for kind, count in counts.items() if count}
 
-    async def _ask_for_picture(self) -> None:
-        """Until it has come, or for a short time: callers at the same time share one request."""
-        if self._picture_wanted is None:
-            self._picture_wanted = self._loop.create_future()
+    async def _ask_for_pictures(self) -> None:
+        """Until they have come, or for a short time: callers at the same time share one request."""
+        if self._pictures_wanted is None:
+            self._pictures_wanted = self._loop.create_future()
+            self._unanswered = set(self._desk.contacts.heard(self._loop.time()))
             self._mailbox.tell(SnapshotWanted())
-        wanted = self._picture_wanted
+        wanted = self._pictures_wanted
         await asyncio.wait([wanted], timeout=SNAPSHOT_LIMIT_S)
-        if self._picture_wanted is wanted:
-            self._picture_wanted = None  # It may have been lost: the next caller asks again.
+        if self._pictures_wanted is wanted:
+            self._pictures_wanted = None  # One may have been lost: the next caller asks again.
+
+    def _picture_came(self, broker: int, snapshot: Snapshot) -> None:
+        self._pictures[broker] = (snapshot, self._loop.time())
+        self._unanswered.discard(broker)
+        if self._pictures_wanted is not None and not self._unanswered:
+            self._pictures_wanted.set_result(None)
+            self._pictures_wanted = None
 
     def drain(self) -> None:
         self._mailbox.tell(DrainRequested())
@@ -161,11 +189,8 @@ class BrokerClient:
                 answer = self._waiting.pop(job_id, None)
                 if answer is not None and not answer.done():
                     answer.set_result(end)
-            case SnapshotArrived(snapshot=snapshot):
-                self._picture = (snapshot, self._loop.time())
-                if self._picture_wanted is not None:
-                    self._picture_wanted.set_result(None)
-                    self._picture_wanted = None
+            case SnapshotArrived(broker=broker, snapshot=snapshot):
+                self._picture_came(broker, snapshot)
             case Note():
                 write_note(action)
             case _:

@@ -5,29 +5,51 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from frontend.actions import JobEnd
+from frontend.brokers import Standing
 from frontend.events import JobOpened
 from proto.failures import RefusalReason
 from proto.messages import Snapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerPicture:
+    """The latest that one broker has told."""
+
+    broker_id: str
+    """Empty until it has answered for the first time."""
+    standing: Standing
+    gets_calls: bool
+    """New calls go there at present."""
+    snapshot: Snapshot | None = None
+    """None until one has come."""
+    age_s: float = 0.0
+    """How long ago it came; without meaning where there is none."""
+
+    @property
+    def is_alive(self) -> bool:
+        """It has been heard of lately."""
+        return self.standing not in {Standing.UNHEARD, Standing.SILENT}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServicePicture:
     """The latest that is known of the whole service."""
 
-    snapshot: Snapshot | None
-    """None until a broker has answered for the first time."""
-    age_s: float
-    """How long ago the broker sent it; without meaning where there is none."""
-    broker_alive: bool
-    """A broker has been heard of lately."""
+    brokers: tuple[BrokerPicture, ...]
+    """In the order of the settings."""
     own_refusals: Mapping[RefusalReason, int] = field(default_factory=dict)
     """What this frontend refused itself since it started; no broker counts these."""
     own_shed: Mapping[str, int] = field(default_factory=dict)
     """What this frontend dropped since it started, by kind; likewise."""
 
+    @property
+    def broker_alive(self) -> bool:
+        """A broker has been heard of lately."""
+        return any(broker.is_alive for broker in self.brokers)
+
 
 class Cluster(Protocol):
-    """The broker and the workers behind it."""
+    """The brokers and the workers behind them."""
 
     @property
     def ready_workers(self) -> int:
@@ -44,7 +66,7 @@ class Cluster(Protocol):
         """Have the job done. Cancelling this coroutine takes a waiter away from it, which may be its end."""
 
     async def service_picture(self) -> ServicePicture:
-        """Ask the broker; answers with the last picture if it does not reply soon."""
+        """Ask the brokers; of one that does not reply soon it has what it told last."""
 
     def drain(self) -> None:
         """Refuse new jobs from now on; the open ones go on."""

@@ -1,7 +1,8 @@
 """The frontend's decisions about jobs, without sockets and clock: `events.py` in, `actions.py` out.
 
-It owns each job until its RPC has ended: it reports the open ones, submits again what a broker does not know,
-and ends each with the first outcome that arrives or at its deadline, whatever the broker does.
+It owns each job until its RPC has ended: it reports the open ones, submits again what a broker does not know
+or can serve no longer, and ends each with the first outcome that arrives or at its deadline, whatever the
+brokers do.
 """
 
 from collections import Counter
@@ -19,6 +20,8 @@ from frontend.actions import (
     SendToBroker,
     SnapshotArrived,
 )
+from frontend.brokers import KEEPS_CALLS, Brokers, Standing
+from frontend.desk_job import Accepted, DeskJob, Submitted
 from frontend.events import (
     DrainRequested,
     Event,
@@ -29,13 +32,10 @@ from frontend.events import (
     TimerFired,
     WaiterLeft,
 )
-from frontend.validation import ValidJob
-from proto.contact import BrokerContact
 from proto.failures import FailureCode, RefusalReason
 from proto.messages import (
     FrontendReport,
     FrontendView,
-    JobClaim,
     JobState,
     JobStatus,
     Leave,
@@ -43,7 +43,6 @@ from proto.messages import (
     Refuse,
     Snapshot,
     SnapshotRequest,
-    Submit,
     ToBrokerFromFrontend,
     ToFrontend,
 )
@@ -56,46 +55,6 @@ DRAIN_RETRY_S: Final = 1.0
 frontend leaves behind, or, where it has an idempotency key, joins the repeat to it."""
 GATHER_S: Final = 0.02
 """Jobs that end within this time are told in one report: a thousand ends are not a thousand reports."""
-
-
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """Sent, and neither taken nor refused yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """A broker has taken it: it is refused no more."""
-
-    execution_id: bytes | None
-    """The latest one heard of."""
-
-
-@dataclass(slots=True, kw_only=True)
-class DeskJob:
-    """An RPC that waits."""
-
-    opened: JobOpened
-    deadline: float
-    """When the RPC ends, whatever becomes of the job."""
-    job_deadline: float
-    state: Submitted | Accepted = Submitted()
-    submit_seq: int = 0
-    """Of its latest SUBMIT: a view that does not echo it says nothing about this job."""
-    attempts: int = 0
-    crashes: int = 0
-
-    @property
-    def job(self) -> ValidJob:
-        return self.opened.job
-
-    @property
-    def execution_id(self) -> bytes | None:
-        return self.state.execution_id if isinstance(self.state, Accepted) else None
-
-    def count(self, attempts: int, crashes: int) -> None:
-        """Somebody else's counters: whoever has seen more is right."""
-        self.attempts, self.crashes = max(self.attempts, attempts), max(self.crashes, crashes)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,15 +73,12 @@ class JobDesk:
     draining: bool = False
     refusals: Counter[RefusalReason] = field(default_factory=Counter)
     """Its own, not the broker's."""
-    _ready_workers: int = 0
-    _unreported_keys: set[str] = field(default_factory=set)
-    """Keys with jobs that were given up, and that the broker still counts."""
-    contact: BrokerContact = field(init=False)
+    contacts: Brokers = field(init=False)
     _over: bool = False
     _actions: list[Action] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.contact = BrokerContact(timing=self.timing, started_at=self.started_at)
+        self.contacts = Brokers(timing=self.timing, started_at=self.started_at, count=self.brokers)
 
     # --- In and out ----------------------------------------------------------------------------
 
@@ -135,10 +91,11 @@ class JobDesk:
                 self._open(event, now)
             case WaiterLeft(job_id=job_id):
                 self._give_up(job_id, now)
-            case FromBroker(message=message):
-                self._from_broker(message, now)
+            case FromBroker(broker=broker, message=message):
+                self._from_broker(broker, message, now)
             case SnapshotWanted():
-                self._send(SnapshotRequest(seq=self.contact.next_seq()))
+                for broker in self.contacts:
+                    self._send(broker, SnapshotRequest(seq=self.contacts[broker].contact.next_seq()))
             case DrainRequested():
                 self.draining = True
             case LeaveRequested():
@@ -155,19 +112,19 @@ class JobDesk:
         """When to send `TimerFired`, on the clock of `handle`; None once the desk has left."""
         if self._over:
             return None
-        instants = [self.contact.next_report_at, self.contact.silent_at]
+        instants = [self.contacts.next_deadline()]
         instants += [job.deadline for job in self.jobs.values()]
-        if any(isinstance(job.state, Submitted) for job in self.jobs.values()):
-            instants.append(self.contact.unreachable_at)
+        with_submitted = {job.broker for job in self.jobs.values() if isinstance(job.state, Submitted)}
+        instants += [self.contacts[broker].contact.unreachable_at for broker in with_submitted]
         return min(instants)
 
     def broker_alive(self, now: float) -> bool:
         """A broker has been heard of within `broker_silent_s`."""
-        return self.contact.epoch is not None and not self.contact.is_unreachable(now)
+        return bool(self.contacts.heard(now))
 
     def ready_workers(self, now: float) -> int:
         """Workers with a loaded model, idle or busy; 0 while no broker answers."""
-        return self._ready_workers if self.broker_alive(now) else 0
+        return self.contacts.ready_workers(now)
 
     def _do_what_is_due(self, now: float) -> None:
         if self._over:
@@ -180,18 +137,20 @@ class JobDesk:
                     attempts=job.attempts,
                 )
                 self._end(job_id, given_up, now)
-        if self.contact.is_unreachable(now):
-            self._refuse_unanswered(now)
-        if now >= self.contact.silent_at:
-            self._reconnect(now)
-        if now >= self.contact.next_report_at:
-            self._report(now)
+        self._move_calls(now)
+        self._refuse_unanswered(now)
+        for broker in self.contacts:
+            contact = self.contacts[broker].contact
+            if now >= contact.silent_at:
+                self._reconnect(broker, now)
+            if now >= contact.next_report_at:
+                self._report(broker, now)
 
     def _note(self, event: str, level: NoteLevel = "info", **fields: object) -> None:
         self._actions.append(Note(event, fields, level))
 
-    def _send(self, message: ToBrokerFromFrontend) -> None:
-        self._actions.append(SendToBroker(message=message))
+    def _send(self, broker: int, message: ToBrokerFromFrontend) -> None:
+        self._actions.append(SendToBroker(broker=broker, message=message))
 
     # --- Jobs ----------------------------------------------------------------------------------
 
@@ -201,10 +160,16 @@ class JobDesk:
             self.refusals[refusal.reason] += 1
             self._actions.append(EndJob(job_id=opened.job_id, end=refusal))
             return
-        if opened.key_fingerprint in self._unreported_keys:
-            self._report(now)
+        broker = self.contacts.best(now)
+        if opened.key_fingerprint in self.contacts[broker].unreported_keys:
+            self._report(broker, now)
         job_time_s = opened.time_remaining_s if opened.job_time_s is None else opened.job_time_s
-        job = DeskJob(opened=opened, deadline=now + opened.time_remaining_s, job_deadline=now + job_time_s)
+        job = DeskJob(
+            opened=opened,
+            deadline=now + opened.time_remaining_s,
+            job_deadline=now + job_time_s,
+            broker=broker,
+        )
         self.jobs[opened.job_id] = job
         self._submit(job, now)
 
@@ -214,7 +179,7 @@ class JobDesk:
         elif len(self.jobs) >= self.max_open_jobs:
             reason, detail = RefusalReason.FRONTEND_FULL, f"{len(self.jobs)} calls are waiting already"
             retry_s = FULL_RETRY_S
-        elif self.contact.is_unreachable(now):
+        elif self.contacts.standing(self.contacts.best(now), now) is Standing.SILENT:
             return self._unreachable()
         else:
             return None
@@ -229,88 +194,95 @@ class JobDesk:
 
     def _refuse_unanswered(self, now: float) -> None:
         for job_id, job in list(self.jobs.items()):
-            if isinstance(job.state, Submitted):
+            is_silent = self.contacts.standing(job.broker, now) is Standing.SILENT
+            if is_silent and isinstance(job.state, Submitted):
                 self.refusals[RefusalReason.BROKER_UNREACHABLE] += 1
                 self._end(job_id, self._unreachable(), now)
 
     def _give_up(self, job_id: bytes, now: float) -> None:
-        """Nobody waits for it; the broker learns it from the next report."""
+        """Nobody waits for it; its brokers learn it from their next reports."""
         job = self.jobs.pop(job_id, None)
         if job is not None:
-            self._unreported_keys.add(job.opened.key_fingerprint)
-            self.contact.report_within(now, GATHER_S)
+            for broker in (job.broker, *job.left):
+                self.contacts[broker].unreported_keys.add(job.opened.key_fingerprint)
+                self.contacts[broker].contact.report_within(now, GATHER_S)
+
+    def _move_calls(self, now: float) -> None:
+        """Away from brokers that can serve them no longer, if there is one that can."""
+        to = self.contacts.best(now)
+        if self.contacts.standing(to, now) > KEEPS_CALLS:
+            return
+        for broker in self.contacts:
+            if self.contacts.standing(broker, now) > KEEPS_CALLS:
+                calls = [job for job in self.jobs.values() if job.broker == broker]
+                self._move(calls, to, now)
+
+    def _move(self, calls: list[DeskJob], to: int, now: float) -> None:
+        """All from one broker."""
+        if not calls:
+            return
+        old, new = self.contacts[calls[0].broker].contact, self.contacts[to].contact
+        names = {"broker_id": new.broker_id, "instead_of": old.broker_id}
+        self._note("calls move to another broker", "warning", calls=len(calls), **names)
+        old.report_soon(now)
+        for job in calls:
+            job.move(to)
+            self._submit(job, now)
 
     def _submit(self, job: DeskJob, now: float) -> None:
-        job.submit_seq = self.contact.next_seq()
-        claim = JobClaim(
-            job_id=job.opened.job_id,
-            key_fingerprint=job.opened.key_fingerprint,
-            parameters_digest=job.job.digest,
-            idempotency_hash=job.opened.idempotency_hash,
-            detach=job.opened.detach,
-            remaining_ms=max(0, round((job.job_deadline - now) * 1000)),
-            attempts=job.attempts,
-            crashes=job.crashes,
-        )
-        self._send(
-            Submit(
-                frontend_id=self.frontend_id,
-                incarnation=self.incarnation,
-                seq=job.submit_seq,
-                claim=claim,
-                parameters=job.job.parameters,
-                accepted=isinstance(job.state, Accepted),
-                execution_id=job.execution_id,
-                key_job_limit=job.opened.key_job_limit,
-                key_queue_share=job.opened.key_queue_share,
-                body=job.job.prompt.encode(),
-            )
-        )
+        seq = self.contacts[job.broker].contact.next_seq()
+        self._send(job.broker, job.submit(seq, self.frontend_id, self.incarnation, now))
 
     def _end(self, job_id: bytes, end: JobEnd, now: float) -> None:
         match end:
             case JobRefused(reason=reason) if reason is not RefusalReason.BROKER_UNREACHABLE:
-                del self.jobs[job_id]  # The broker has no such job.
+                del self.jobs[job_id]  # The broker has no such job; others will miss it in their reports.
             case ImageDelivered() | JobGivenUp() | JobRefused():
                 self._give_up(job_id, now)
             case _:
                 assert_never(end)
         self._actions.append(EndJob(job_id=job_id, end=end))
 
-    # --- The broker ----------------------------------------------------------------------------
+    # --- The brokers ---------------------------------------------------------------------------
 
-    def _from_broker(self, message: ToFrontend, now: float) -> None:
+    def _from_broker(self, broker: int, message: ToFrontend, now: float) -> None:
+        contact = self.contacts[broker].contact
         if not (isinstance(message, Refuse) and message.job_id is None):
-            self.contact.heard(now)  # A broker that serves nobody is as good as none.
+            contact.heard(now)  # A broker that serves nobody is as good as none.
         match message:
             case FrontendView():
-                self._viewed(message, now)
+                self._viewed(broker, message, now)
             case Outcome():
-                self._outcome_came(message, now)
+                self._outcome_came(broker, message, now)
             case Refuse(job_id=None, reason=reason, detail=detail):
-                if self.contact.refused(reason):
+                if contact.refused(reason):
                     self._note(
-                        "broker does not serve this frontend", "error", reason=reason.value, detail=detail
+                        "broker does not serve this frontend",
+                        "error",
+                        broker=broker,
+                        reason=reason.value,
+                        detail=detail,
                     )
             case Refuse():
-                self._refused(message, now)
+                self._refused(broker, message, now)
             case Snapshot():
-                self._actions.append(SnapshotArrived(snapshot=message))
+                self._actions.append(SnapshotArrived(broker=broker, snapshot=message))
             case _:
                 assert_never(message)
 
-    def _viewed(self, view: FrontendView, now: float) -> None:
-        if self.contact.viewed(view, now):
+    def _viewed(self, broker: int, view: FrontendView, now: float) -> None:
+        if self.contacts[broker].viewed(view, now):
             self._note("broker answers", broker_id=view.broker_id, epoch=view.epoch)
-        self._ready_workers = 0 if view.draining else view.ready_workers
         for status in view.jobs:
-            self._status_came(status, view.echo, now)
+            self._status_came(broker, status, view.echo, now)
 
-    def _status_came(self, status: JobStatus, echo: int, now: float) -> None:
+    def _status_came(self, broker: int, status: JobStatus, echo: int, now: float) -> None:
         job = self.jobs.get(status.job_id)
         if job is None:
             return
         job.count(status.attempts, status.crashes)
+        if broker != job.broker:
+            return  # It has moved: what this one makes of it is over.
         match status.state:
             case JobState.UNKNOWN:
                 if echo >= job.submit_seq:
@@ -322,7 +294,8 @@ class JobDesk:
             case _:
                 assert_never(status.state)
 
-    def _outcome_came(self, outcome: Outcome, now: float) -> None:
+    def _outcome_came(self, broker: int, outcome: Outcome, now: float) -> None:
+        """An image is one from wherever it comes; whether there will be none, its present broker knows."""
         job = self.jobs.get(outcome.job_id)
         if job is None:
             return  # It was delivered before, or its waiter has left.
@@ -336,37 +309,54 @@ class JobDesk:
                 attempts=outcome.attempts,
                 model=outcome.image.model,
             )
-        elif outcome.failure is not None:
+        elif outcome.failure is not None and broker == job.broker:
             failure = outcome.failure
+            if failure.code is FailureCode.WORKER_LOST and self._try_elsewhere(job, now):
+                return
             end = JobGivenUp(code=failure.code, detail=failure.detail, attempts=job.attempts)
         else:
-            return  # The codec lets no such outcome through.
+            return
         self._end(outcome.job_id, end, now)
 
-    def _refused(self, refuse: Refuse, now: float) -> None:
+    def _try_elsewhere(self, job: DeskJob, now: float) -> bool:
+        """Its broker has found no worker for it, and may be the one that is cut off from them."""
+        job.given_up_by.add(job.broker)
+        for broker in self.contacts:
+            if broker not in job.given_up_by and self.contacts.standing(broker, now) is Standing.LIVE:
+                self._move([job], broker, now)
+                return True
+        return False
+
+    def _refused(self, broker: int, refuse: Refuse, now: float) -> None:
         job = None if refuse.job_id is None else self.jobs.get(refuse.job_id)
-        if job is None or isinstance(job.state, Accepted):
-            return  # A refusal that was overtaken by an acceptance.
+        if job is None or broker != job.broker or isinstance(job.state, Accepted):
+            return  # A refusal that was overtaken by an acceptance, or by a move.
         retry_after_s = None if refuse.retry_after_ms is None else refuse.retry_after_ms / 1000
         refused = JobRefused(reason=refuse.reason, detail=refuse.detail, retry_after_s=retry_after_s)
         self._end(job.opened.job_id, refused, now)
 
-    def _reconnect(self, now: float) -> None:
-        if self.contact.reconnected(now):
-            silent_s = round(now - self.contact.last_heard_at, 3)
-            self._note("broker silent, connecting anew", "warning", silent_s=silent_s)
-        self._actions.append(ReconnectToBroker())
+    def _reconnect(self, broker: int, now: float) -> None:
+        contact = self.contacts[broker].contact
+        if contact.reconnected(now):
+            silent_s = round(now - contact.last_heard_at, 3)
+            self._note(
+                "broker silent, connecting anew", "warning", broker_id=contact.broker_id, silent_s=silent_s
+            )
+        self._actions.append(ReconnectToBroker(broker=broker))
 
-    def _report(self, now: float) -> None:
-        self.contact.reported(now)
-        self._unreported_keys.clear()
+    def _report(self, broker: int, now: float) -> None:
+        known = self.contacts[broker]
+        known.contact.reported(now)
+        known.unreported_keys.clear()
         self._send(
+            broker,
             FrontendReport(
                 frontend_id=self.frontend_id,
                 incarnation=self.incarnation,
-                seq=self.contact.next_seq(),
-                jobs=tuple(self.jobs),
-            )
+                seq=known.contact.next_seq(),
+                jobs=tuple(job_id for job_id, job in self.jobs.items() if job.broker == broker),
+                elsewhere=tuple(job_id for job_id, job in self.jobs.items() if broker in job.left),
+            ),
         )
 
     def _leave(self) -> None:
@@ -378,7 +368,9 @@ class JobDesk:
             )
             self._actions.append(EndJob(job_id=job_id, end=refused))
             del self.jobs[job_id]
-        self._send(Leave(incarnation=self.incarnation, seq=self.contact.next_seq(), reason="shutting down"))
+        for broker in self.contacts:
+            seq = self.contacts[broker].contact.next_seq()
+            self._send(broker, Leave(incarnation=self.incarnation, seq=seq, reason="shutting down"))
         self._over = True
 
     # --- Invariants ----------------------------------------------------------------------------
@@ -388,4 +380,6 @@ class JobDesk:
         assert len(self.jobs) <= self.max_open_jobs, "more open jobs than allowed"
         for job_id, job in self.jobs.items():
             assert job.opened.job_id == job_id, "a job under another id"
-            assert 0 < job.submit_seq <= self.contact.seq, "a job that was never submitted"
+            seq = self.contacts[job.broker].contact.seq
+            assert 0 < job.submit_seq <= seq, "a job that was never submitted"
+            assert job.broker not in job.left, "a job both at a broker and elsewhere"

@@ -8,8 +8,8 @@ from typing import Final
 from google.protobuf import json_format
 
 import image_gen_pb2
-from frontend.cluster import ServicePicture
-from proto.messages import ModelCard, Readings, WorkerRow
+from frontend.cluster import BrokerPicture, ServicePicture
+from proto.messages import ModelCard, Readings, Snapshot, WorkerRow
 
 SERVING_STATES: Final = frozenset({"ready", "busy"})
 LOST_STATE: Final = "lost"
@@ -67,8 +67,22 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerStatus:
+    broker_id: str
+    """Empty until it has answered for the first time."""
+    state: str
+    """`live`, `without_workers`, `rebuilding`, `unheard`, `draining` or `silent`: see `brokers.Standing`."""
+    gets_calls: bool
+    """New calls of this frontend go there."""
+    in_flight: int
+    queued: int
+    age_s: float | None
+    """None until it has told how it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceStatus:
-    """All fields but `broker_alive` and `age_s` are as old as `age_s` says."""
+    """All fields but `broker_alive`, `brokers` and `age_s` are at most as old as `age_s` says."""
 
     in_flight: int
     queued: int
@@ -79,6 +93,7 @@ class ServiceStatus:
     shed: dict[str, int]
     workers: list[WorkerStatus]
     broker_alive: bool
+    brokers: list[BrokerStatus]
     age_s: float | None
     """None until a broker has answered for the first time."""
 
@@ -99,31 +114,55 @@ class HostLoad:
 
 def service_status(picture: ServicePicture) -> ServiceStatus:
     """What the frontend tells the world about `picture`. Ages grow with the picture's own."""
-    snapshot = picture.snapshot
-    if snapshot is None:
-        return ServiceStatus(
-            in_flight=0,
-            queued=0,
-            completed=0,
-            failed=0,
-            cancelled=0,
-            rejected=_rejected(picture),
-            shed=_shed(picture),
-            workers=[],
-            broker_alive=picture.broker_alive,
-            age_s=None,
-        )
+    present = _present(picture)
+    told = [broker.snapshot for broker in picture.brokers if broker.snapshot is not None]
     return ServiceStatus(
-        in_flight=_uint32(snapshot.in_flight),
-        queued=_uint32(snapshot.queued),
-        completed=snapshot.completed,
-        failed=snapshot.failed,
-        cancelled=snapshot.cancelled,
+        in_flight=_uint32(sum(snapshot.in_flight for snapshot, _ in present)),
+        queued=_uint32(sum(snapshot.queued for snapshot, _ in present)),
+        completed=sum(snapshot.completed for snapshot in told),
+        failed=sum(snapshot.failed for snapshot in told),
+        cancelled=sum(snapshot.cancelled for snapshot in told),
         rejected=_rejected(picture),
         shed=_shed(picture),
-        workers=[_worker_status(row, picture.age_s) for row in snapshot.workers],
+        workers=_merged(
+            _worker_status(row, age_s) for snapshot, age_s in present for row in snapshot.workers
+        ),
         broker_alive=picture.broker_alive,
-        age_s=_rounded(picture.age_s),
+        brokers=[_broker_status(broker) for broker in picture.brokers],
+        age_s=_rounded(max(age_s for _, age_s in present)) if present else None,
+    )
+
+
+def _present(picture: ServicePicture) -> list[tuple[Snapshot, float]]:
+    """What the brokers say that are alive, and its age; if none is, what they said last."""
+    told = [
+        (broker.is_alive, broker.snapshot, broker.age_s)
+        for broker in picture.brokers
+        if broker.snapshot is not None
+    ]
+    any_alive = any(is_alive for is_alive, *_ in told)
+    return [(snapshot, age_s) for is_alive, snapshot, age_s in told if is_alive or not any_alive]
+
+
+def _merged(workers: Iterable[WorkerStatus]) -> list[WorkerStatus]:
+    """One row a worker, by the broker that heard it last; in the order in which they are first named."""
+    freshest: dict[str, WorkerStatus] = {}
+    for worker in workers:
+        known = freshest.get(worker.worker_id)
+        if known is None or worker.report_age_s < known.report_age_s:
+            freshest[worker.worker_id] = worker
+    return list(freshest.values())
+
+
+def _broker_status(broker: BrokerPicture) -> BrokerStatus:
+    snapshot = broker.snapshot
+    return BrokerStatus(
+        broker_id=broker.broker_id,
+        state=broker.standing.name.lower(),
+        gets_calls=broker.gets_calls,
+        in_flight=0 if snapshot is None else _uint32(snapshot.in_flight),
+        queued=0 if snapshot is None else _uint32(snapshot.queued),
+        age_s=None if snapshot is None else _rounded(broker.age_s),
     )
 
 
@@ -160,7 +199,8 @@ def metrics_document(status: ServiceStatus, this_host: HostLoad, grpc_alive: boo
 def metrics_response(status: ServiceStatus) -> image_gen_pb2.MetricsResponse:
     """The same for the `Metrics` call; what is not known is left out."""
     document = asdict(status)
-    document["workers"] = [_in_contract_names(worker) for worker in document["workers"]]
+    for rows in ("workers", "brokers"):
+        document[rows] = [_in_contract_names(row) for row in document[rows]]
     return json_format.ParseDict(_in_contract_names(document), image_gen_pb2.MetricsResponse())
 
 
@@ -169,18 +209,20 @@ def _in_contract_names(fields: Mapping[str, object]) -> dict[str, object]:
 
 
 def _rejected(picture: ServicePicture) -> dict[str, int]:
-    """By reason: the broker's refusals, and those that this frontend did not even ask it about."""
+    """By reason: the brokers' refusals, and those that this frontend did not even ask it about."""
     counted = Counter(picture.own_refusals)
-    if picture.snapshot is not None:
-        counted.update(picture.snapshot.rejected)
+    for broker in picture.brokers:
+        if broker.snapshot is not None:
+            counted.update(broker.snapshot.rejected)
     return {reason.value: count for reason, count in sorted(counted.items())}
 
 
 def _shed(picture: ServicePicture) -> dict[str, int]:
-    """By kind: what the broker dropped to keep a bound or a fence, and what this frontend did."""
+    """By kind: what the brokers dropped to keep a bound or a fence, and what this frontend did."""
     counted = Counter(picture.own_shed)
-    if picture.snapshot is not None:
-        counted.update(picture.snapshot.shed)
+    for broker in picture.brokers:
+        if broker.snapshot is not None:
+            counted.update(broker.snapshot.shed)
     return dict(sorted(counted.items()))
 
 

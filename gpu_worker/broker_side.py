@@ -1,16 +1,17 @@
-"""What a worker says to its broker: numbered messages, made of the session's state. Pure."""
+"""What a worker says to its brokers: numbered messages, made of the session's state. Pure."""
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
+from gpu_worker.brokers import Brokers
 from gpu_worker.encoding import Encodings
 from gpu_worker.engine_keeper import EngineKeeper
 from gpu_worker.outcomes import MAX_LISTED_OUTCOMES, EndedExecution, OutcomeStore
 from gpu_worker.slot import Slot, Stopping, in_engine
 from gpu_worker.tally import Tally
-from proto.contact import BrokerContact
 from proto.messages import (
+    HeldOutcome,
     ImageMade,
     JobFailed,
     Leave,
@@ -20,7 +21,6 @@ from proto.messages import (
     WorkerPhase,
     WorkerReport,
 )
-from proto.timing import Timing
 
 DETAIL_CHARACTERS: Final = 500
 
@@ -30,20 +30,17 @@ class BrokerSide:
     worker_id: str
     incarnation: bytes
     host: str
-    timing: Timing
+    brokers: Brokers
     started_at: float
 
-    contact: BrokerContact = field(init=False)
     _readings: tuple[Readings, float] | None = None
-
-    def __post_init__(self) -> None:
-        self.contact = BrokerContact(timing=self.timing, started_at=self.started_at)
 
     def take_readings(self, readings: Readings, now: float) -> None:
         self._readings = (readings, now)
 
     def report(
         self,
+        broker: int,
         engine: EngineKeeper,
         slot: Slot,
         encoding: Encodings,
@@ -54,18 +51,19 @@ class BrokerSide:
         now: float,
     ) -> WorkerReport:
         phase, activity, percent = engine.report()
+        listed = (*encoding.listed(), *held.listed())[:MAX_LISTED_OUTCOMES]
         return WorkerReport(
             worker_id=self.worker_id,
             incarnation=self.incarnation,
-            seq=self.contact.next_seq(),
+            seq=self.brokers.of(broker).next_seq(),
             host=self.host,
             age_ms=_ms(now - self.started_at),
             phase=WorkerPhase.DRAINING if draining else phase,
             activity=activity[:DETAIL_CHARACTERS],
             percent=percent,
             model=engine.model,
-            running=_running(slot, now),
-            held=(*encoding.listed(), *held.listed())[:MAX_LISTED_OUTCOMES],
+            running=self._running(slot, broker, now),
+            held=tuple(self._marked(outcome, broker, now) for outcome in listed),
             readings=self._aged_readings(now),
             engine_restarts=engine.restarts,
             outcomes_shed=held.shed,
@@ -73,11 +71,11 @@ class BrokerSide:
             prompt_cache_misses=tally.prompt_cache_misses,
         )
 
-    def outcome(self, ended: EndedExecution) -> Outcome:
+    def outcome(self, broker: int, ended: EndedExecution) -> Outcome:
         return Outcome(
             worker_id=self.worker_id,
             incarnation=self.incarnation,
-            seq=self.contact.next_seq(),
+            seq=self.brokers.of(broker).next_seq(),
             execution_id=ended.execution_id,
             job_id=ended.claim.job_id,
             attempts=ended.claim.attempts,
@@ -87,30 +85,37 @@ class BrokerSide:
             body=ended.png,
         )
 
-    def leave(self, reason: str) -> Leave:
+    def leave(self, broker: int, reason: str) -> Leave:
         return Leave(
-            incarnation=self.incarnation, seq=self.contact.next_seq(), reason=reason[:DETAIL_CHARACTERS]
+            incarnation=self.incarnation,
+            seq=self.brokers.of(broker).next_seq(),
+            reason=reason[:DETAIL_CHARACTERS],
         )
+
+    def _running(self, slot: Slot, broker: int, now: float) -> RunningExecution | None:
+        busy = in_engine(slot)
+        if busy is None:
+            return None
+        return RunningExecution(
+            execution_id=busy.execution_id,
+            claim=dataclasses.replace(busy.claim, remaining_ms=_ms(busy.deadline - now)),
+            phase=busy.phase,
+            step=busy.step,
+            steps=busy.job.parameters.steps,
+            stopping=isinstance(slot, Stopping),
+            wanted_elsewhere=self.brokers.is_wanted_elsewhere(busy.execution_id, broker, now),
+        )
+
+    def _marked(self, outcome: HeldOutcome, broker: int, now: float) -> HeldOutcome:
+        if not self.brokers.is_wanted_elsewhere(outcome.execution_id, broker, now):
+            return outcome
+        return dataclasses.replace(outcome, wanted_elsewhere=True)
 
     def _aged_readings(self, now: float) -> Readings | None:
         if self._readings is None:
             return None
         readings, taken_at = self._readings
         return dataclasses.replace(readings, age_ms=_ms(now - taken_at))
-
-
-def _running(slot: Slot, now: float) -> RunningExecution | None:
-    busy = in_engine(slot)
-    if busy is None:
-        return None
-    return RunningExecution(
-        execution_id=busy.execution_id,
-        claim=dataclasses.replace(busy.claim, remaining_ms=_ms(busy.deadline - now)),
-        phase=busy.phase,
-        step=busy.step,
-        steps=busy.job.parameters.steps,
-        stopping=isinstance(slot, Stopping),
-    )
 
 
 def _ms(duration_s: float) -> int:

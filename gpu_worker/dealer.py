@@ -27,6 +27,7 @@ from proto.actor import Mailbox
 from proto.codec import MAX_HEADER_BYTES
 from proto.dealer import BrokerLink
 from proto.identifiers import new_identifier
+from proto.keyring import Keyring
 from proto.logs import write_note
 from proto.messages import Message, Readings, Refuse, Start, WorkerView
 from proto.notes import Note
@@ -54,6 +55,7 @@ class WorkerShell:
         limits: SessionLimits,
         make_engine: MakeEngine,
         take_readings: Callable[[], Readings],
+        keyring: Keyring,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._make_engine = make_engine
@@ -68,7 +70,7 @@ class WorkerShell:
         )
         self._mailbox: Mailbox[Event, Action] = Mailbox(self._session, TimerFired(), self._perform)
         self._links = [
-            BrokerLink(endpoint, MAX_HEADER_BYTES, partial(self._on_message, broker))
+            BrokerLink(endpoint, MAX_HEADER_BYTES, partial(self._on_message, broker), keyring)
             for broker, endpoint in enumerate(broker_endpoints)
         ]
         self._readings = ReadingsThread(take_readings, self._on_readings, timing.heartbeat_interval_s)

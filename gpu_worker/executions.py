@@ -10,6 +10,7 @@ from typing import Final, assert_never
 
 from gpu_worker.actions import CancelJob, KillEngine, RunJob
 from gpu_worker.broker_side import DETAIL_CHARACTERS, BrokerSide
+from gpu_worker.brokers import Brokers
 from gpu_worker.encoding import Encoding, Encodings
 from gpu_worker.engine_keeper import Dying, EngineKeeper, Ready
 from gpu_worker.engines.engine import EngineJob
@@ -39,7 +40,8 @@ REMEMBERED_EXECUTIONS: Final = 256
 class Executions:
     limits: SessionLimits
     engine: EngineKeeper
-    broker: BrokerSide
+    brokers: Brokers
+    broker_side: BrokerSide
     outbox: Outbox
     idle_since: float
     """When the last of them ended, or was dropped."""
@@ -76,36 +78,41 @@ class Executions:
         self._watch_encoding(now)
         self.held.expire(now)
 
-    def settle(self, view: WorkerView, now: float) -> None:
-        """What the broker wants of them."""
-        for execution_id in view.cancel:
+    def settle(self, broker: int, view: WorkerView, now: float) -> None:
+        """What this broker wants of them. What another one wants as well goes on; it will say so again."""
+
+        def may_end(execution_id: bytes) -> bool:
+            return not self.brokers.is_wanted_elsewhere(execution_id, broker, now)
+
+        for execution_id in filter(may_end, view.cancel):
             self._cancel(execution_id, FailureCode.CANCELLED, "cancelled", now)
         for execution_id in view.resend:
             ended = self.held.get(execution_id)
             if ended is not None:
-                self.outbox.send(self.broker.outcome(ended))
+                self.outbox.send(broker, self.broker_side.outcome(broker, ended))
         # Only now: what is kept can be the end of another that is kept.
-        for execution_id in view.keep:
+        for execution_id in filter(may_end, view.keep):
             self.held.keep(execution_id, now)
-        for execution_id in view.release:
+        for execution_id in filter(may_end, view.release):
             self.held.release(execution_id)
             self._drop_encoding(execution_id, now)
 
     # --- The beginning -------------------------------------------------------------------------------
 
-    def start(self, start: Start, now: float, *, draining: bool) -> None:
+    def start(self, broker: int, start: Start, now: float, *, draining: bool) -> None:
         """Begin it, or say why not; one that is known already begins nothing."""
         if isinstance(self.slot, Busy) and self.slot.execution_id == start.execution_id:
-            self._start_again(self.slot, start, now)
+            self._start_again(broker, self.slot, start, now)
             return
         if self._is_known(start.execution_id):
             return
-        reason = self._why_not(start, draining=draining)
+        reason = self._why_not(broker, start, draining=draining)
         if reason is not None:
             refuse = Refuse(reason=reason, job_id=start.claim.job_id, execution_id=start.execution_id)
-            self.outbox.send(refuse)
-            self.broker.contact.report_soon(now)
+            self.outbox.send(broker, refuse)
+            self.brokers.of(broker).report_soon(now)
             return
+        self.brokers.started(broker, start.execution_id)
         job = EngineJob(
             execution_id=start.execution_id,
             job_id=start.claim.job_id,
@@ -123,12 +130,13 @@ class Executions:
         )
         self.outbox.add(RunJob(child=self.engine.children, job=job))
         self.outbox.note("job started", job_id=job.job_id, execution_id=job.execution_id)
-        self.broker.contact.report_soon(now)
+        self.brokers.report_soon(now)
 
-    def _start_again(self, busy: Busy, start: Start, now: float) -> None:
+    def _start_again(self, broker: int, busy: Busy, start: Start, now: float) -> None:
         """Who wants the running execution may have changed since it began; it begins nothing."""
-        if self._is_stale(start):
+        if self._is_stale(broker, start):
             return
+        self.brokers.started(broker, start.execution_id)
         # Some waiter may have been promised the longer time.
         deadline = max(busy.deadline, now + start.claim.remaining_ms / 1000)
         self.slot = dataclasses.replace(busy, claim=start.claim, deadline=deadline)
@@ -138,12 +146,13 @@ class Executions:
         has_left_it = execution_id in self.encoding or execution_id in self.held
         return running or has_left_it or execution_id in self._ended
 
-    def _is_stale(self, start: Start) -> bool:
+    def _is_stale(self, broker: int, start: Start) -> bool:
         """Meant for another life of this worker, or sent by another life of the broker."""
-        return start.incarnation != self.broker.incarnation or start.epoch != self.broker.contact.epoch
+        is_mine = start.incarnation == self.broker_side.incarnation
+        return not is_mine or start.epoch != self.brokers.of(broker).epoch
 
-    def _why_not(self, start: Start, *, draining: bool) -> RefusalReason | None:
-        if self._is_stale(start):
+    def _why_not(self, broker: int, start: Start, *, draining: bool) -> RefusalReason | None:
+        if self._is_stale(broker, start):
             return RefusalReason.STALE_START
         if draining:
             return RefusalReason.WORKER_DRAINING
@@ -181,8 +190,9 @@ class Executions:
         self.held.add(ended, now)
         outcome = result.code.value if isinstance(result, JobFailed) else "image"
         self.outbox.note("job ended", job_id=claim.job_id, execution_id=execution_id, outcome=outcome)
-        self.outbox.send(self.broker.outcome(ended))
-        self.broker.contact.report_soon(now)
+        for broker in self.brokers.wanting(execution_id, now) or self.brokers:
+            self.outbox.send(broker, self.broker_side.outcome(broker, ended))
+        self.brokers.report_soon(now)
 
     def _drop_encoding(self, execution_id: bytes, now: float) -> None:
         """Nobody will ask for this image: it ends without an outcome."""
@@ -228,7 +238,7 @@ class Executions:
                     )
                 )
                 self.slot = Free()
-                self.broker.contact.report_soon(now)
+                self.brokers.report_soon(now)
             case Stopping() as stopping if stopping.execution_id == event.execution_id:
                 self._end_stopped(stopping, now)
             case _:

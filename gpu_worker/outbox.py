@@ -14,8 +14,8 @@ class Outbox:
     def add(self, action: Action) -> None:
         self._actions.append(action)
 
-    def send(self, message: ToBrokerFromWorker) -> None:
-        self._actions.append(SendToBroker(message=message))
+    def send(self, broker: int, message: ToBrokerFromWorker) -> None:
+        self._actions.append(SendToBroker(broker=broker, message=message))
 
     def note(self, event: str, level: NoteLevel = "info", **fields: object) -> None:
         self._actions.append(Note(event, fields, level))

@@ -15,6 +15,9 @@ from gpu_worker.readings import ReadingsTaker
 from gpu_worker.settings import WorkerSettings
 from proto.configuration import load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION
+from proto.file_watch import keep_fresh
+from proto.key_file import KeyFileUnusable
+from proto.keyring import Keyring
 from proto.logs import configure_logging
 from proto.signals import on_end_signals, on_reload_signal
 
@@ -25,14 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(WorkerSettings, argv, "gpu_worker")
     configure_logging("worker", settings.log_level, settings.log_format)
     try:
+        keyring = Keyring(settings.curve_key_file, settings.known_brokers_file, settings.broker_endpoints)
         choice = settings.engine_choice()
-    except ModelUnusable as error:
+    except (KeyFileUnusable, ModelUnusable) as error:
         print(f"gpu_worker: {error}", file=sys.stderr)
         return EXIT_BAD_CONFIGURATION
-    return asyncio.run(_run(settings, choice))
+    return asyncio.run(_run(settings, choice, keyring))
 
 
-async def _run(settings: WorkerSettings, choice: EngineChoice) -> int:
+async def _run(settings: WorkerSettings, choice: EngineChoice, keyring: Keyring) -> int:
     options = settings.engine_options
 
     def make_engine(child: int, on_event: Callable[[EngineEvent], None]) -> EngineProcess:
@@ -45,6 +49,7 @@ async def _run(settings: WorkerSettings, choice: EngineChoice) -> int:
         limits=settings.session_limits,
         make_engine=make_engine,
         take_readings=ReadingsTaker(settings.own_gpu.visible).take,
+        keyring=keyring,
     )
 
     def end(signal_name: str) -> None:
@@ -53,6 +58,7 @@ async def _run(settings: WorkerSettings, choice: EngineChoice) -> int:
 
     on_end_signals(end)
     on_reload_signal(lambda: log.info("reading keys and certificates again", on="SIGHUP"))
+    keep_fresh(keyring.files, keyring.reload)
     log.info("worker starts", worker_id=settings.worker_id, brokers=settings.broker_endpoints)
     over = await shell.run()
     if over.code:

@@ -11,6 +11,7 @@ from typing import Final, assert_never
 
 from gpu_worker.actions import Action, Exit, ReconnectToBroker, StartEngine
 from gpu_worker.broker_side import BrokerSide
+from gpu_worker.brokers import Brokers
 from gpu_worker.drain import Drain
 from gpu_worker.encoding import Encodings
 from gpu_worker.engine_keeper import Dying, EngineKeeper, Ready
@@ -52,7 +53,8 @@ class Session:
     """How many it is connected to."""
 
     engine: EngineKeeper = field(init=False)
-    broker: BrokerSide = field(init=False)
+    contacts: Brokers = field(init=False)
+    broker_side: BrokerSide = field(init=False)
     executions: Executions = field(init=False)
     drain: Drain | None = None
     """Set while draining."""
@@ -61,17 +63,19 @@ class Session:
 
     def __post_init__(self) -> None:
         self.engine = EngineKeeper(limits=self.limits, started_at=self.started_at)
-        self.broker = BrokerSide(
+        self.contacts = Brokers(timing=self.timing, started_at=self.started_at, count=self.brokers)
+        self.broker_side = BrokerSide(
             worker_id=self.worker_id,
             incarnation=self.incarnation,
             host=self.host,
-            timing=self.timing,
+            brokers=self.contacts,
             started_at=self.started_at,
         )
         self.executions = Executions(
             limits=self.limits,
             engine=self.engine,
-            broker=self.broker,
+            brokers=self.contacts,
+            broker_side=self.broker_side,
             outbox=self._outbox,
             idle_since=self.started_at,
         )
@@ -95,10 +99,10 @@ class Session:
         if self._over:
             return []
         match event:
-            case FromBroker(message=message):
-                self._from_broker(message, now)
+            case FromBroker(broker=broker, message=message):
+                self._from_broker(broker, message, now)
             case ReadingsTaken(readings=readings):
-                self.broker.take_readings(readings, now)
+                self.broker_side.take_readings(readings, now)
             case DrainRequested():
                 self._begin_drain(now)
             case TimerFired():
@@ -112,7 +116,7 @@ class Session:
         """When to send `TimerFired`, on the clock of `handle`; None once the session is over."""
         if self._over:
             return None
-        instants = [self.broker.contact.next_report_at, self.broker.contact.silent_at]
+        instants = [self.contacts.next_deadline()]
         if self.drain is not None:
             instants.append(self._leaves_at(self.drain))
         elif (engine_deadline := self.engine.next_deadline()) is not None:
@@ -127,51 +131,61 @@ class Session:
         if self.drain is not None and now >= self._leaves_at(self.drain):
             self._leave("the time to drain is over" if now >= self.drain.deadline else "drained")
             return
-        if now >= self.broker.contact.silent_at:
-            self._reconnect(now)
-        if now >= self.broker.contact.next_report_at:
-            self._report(now)
+        for broker in self.contacts:
+            if now >= self.contacts.of(broker).silent_at:
+                self._reconnect(broker, now)
+            if now >= self.contacts.of(broker).next_report_at:
+                self._report(broker, now)
 
     def _end_session(self, code: int, reason: str) -> None:
         self._outbox.add(Exit(code=code, reason=reason))
         self._over = True
 
-    # --- The broker ----------------------------------------------------------------------------
+    # --- The brokers ---------------------------------------------------------------------------
 
-    def _from_broker(self, message: ToWorker, now: float) -> None:
+    def _from_broker(self, broker: int, message: ToWorker, now: float) -> None:
         if not isinstance(message, Refuse):
-            self.broker.contact.heard(now)  # A broker that does not serve is as good as none.
+            self.contacts.of(broker).heard(now)  # A broker that does not serve is as good as none.
         match message:
             case WorkerView():
-                self._viewed(message, now)
+                self._viewed(broker, message, now)
             case Start():
-                self.executions.start(message, now, draining=self.drain is not None)
+                self.executions.start(broker, message, now, draining=self.drain is not None)
             case Refuse(reason=RefusalReason.SUPERSEDED, detail=detail):
                 hint = "give each worker process a worker_id of its own"
                 self._end_session(EXIT_BAD_CONFIGURATION, f"{detail}; {hint}")
             case Refuse(reason=reason, detail=detail):
-                if self.broker.contact.refused(reason):
+                if self.contacts.of(broker).refused(reason):
                     self._outbox.note(
-                        "broker does not serve this worker", "error", reason=reason.value, detail=detail
+                        "broker does not serve this worker",
+                        "error",
+                        broker=broker,
+                        reason=reason.value,
+                        detail=detail,
                     )
             case _:
                 assert_never(message)
 
-    def _viewed(self, view: WorkerView, now: float) -> None:
-        if self.broker.contact.viewed(view, now):
+    def _viewed(self, broker: int, view: WorkerView, now: float) -> None:
+        if self.contacts.viewed(broker, view, now):
             self._outbox.note("broker answers", broker_id=view.broker_id, epoch=view.epoch)
-        self.executions.settle(view, now)
+        self.executions.settle(broker, view, now)
 
-    def _reconnect(self, now: float) -> None:
-        if self.broker.contact.reconnected(now):
-            silent_s = round(now - self.broker.contact.last_heard_at, 3)
-            self._outbox.note("broker silent, connecting anew", "warning", silent_s=silent_s)
-        self._outbox.add(ReconnectToBroker())
+    def _reconnect(self, broker: int, now: float) -> None:
+        contact = self.contacts.of(broker)
+        if contact.reconnected(now):
+            silent_s = round(now - contact.last_heard_at, 3)
+            self._outbox.note(
+                "broker silent, connecting anew", "warning", broker_id=contact.broker_id, silent_s=silent_s
+            )
+        self._outbox.add(ReconnectToBroker(broker=broker))
 
-    def _report(self, now: float) -> None:
-        self.broker.contact.reported(now)
+    def _report(self, broker: int, now: float) -> None:
+        self.contacts.of(broker).reported(now)
         self._outbox.send(
-            self.broker.report(
+            broker,
+            self.broker_side.report(
+                broker,
                 self.engine,
                 self.slot,
                 self.encoding,
@@ -179,7 +193,7 @@ class Session:
                 self.executions.tally,
                 draining=self.drain is not None,
                 now=now,
-            )
+            ),
         )
 
     # --- The engine ----------------------------------------------------------------------------
@@ -190,11 +204,11 @@ class Session:
         match event:
             case EngineLoading(activity=activity, percent=percent):
                 if self.engine.loading(activity, percent, now):
-                    self.broker.contact.report_soon(now)
+                    self.contacts.report_soon(now)
             case EngineReady(model=model):
                 if self.engine.ready(model):
                     self._outbox.note("engine ready", model=model.name, child=event.child)
-                    self.broker.contact.report_soon(now)
+                    self.contacts.report_soon(now)
             case EngineExited():
                 self._engine_gone(event, now)
             case _:
@@ -212,7 +226,7 @@ class Session:
             now,
             temporary=event.temporary,
         )
-        self.broker.contact.report_soon(now)
+        self.contacts.report_soon(now)
         if self.drain is not None:
             return
         if self.engine.is_given_up:
@@ -233,7 +247,7 @@ class Session:
         child = self.engine.start_if_due(now)
         if child is not None:
             self._outbox.add(StartEngine(child=child))
-            self.broker.contact.report_soon(now)
+            self.contacts.report_soon(now)
         elif self.engine.hangs(now):
             self.executions.kill_engine(f"no progress in loading for {self.limits.load_s:g} s", None)
 
@@ -247,16 +261,15 @@ class Session:
         self._outbox.note(
             "worker draining", busy=not self.executions.is_idle, unreleased=self.held.unreleased
         )
-        self.broker.contact.report_soon(now)
+        self.contacts.report_soon(now)
 
     def _leaves_at(self, drain: Drain) -> float:
         idle_since = self.executions.idle_since if self.executions.is_idle else None
-        return drain.leaves_at(
-            idle_since, self.held.unreleased, patience_s=2 * self.broker.contact.interval_s
-        )
+        return drain.leaves_at(idle_since, self.held.unreleased, patience_s=2 * self.contacts.interval_s)
 
     def _leave(self, reason: str, code: int = 0) -> None:
-        self._outbox.send(self.broker.leave(reason))
+        for broker in self.contacts:
+            self._outbox.send(broker, self.broker_side.leave(broker, reason))
         self._end_session(code, reason)
 
     # --- Invariants ----------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from gpu_worker.own_gpu import OwnGpu, own_gpu
 from gpu_worker.private_folder import claim_private_folder
 from gpu_worker.readings import device_label
 from proto.endpoints import BrokerEndpoints
-from proto.network_settings import NetworkSettings
+from proto.network_settings import PeerSettings
 
 _DEVICE: Final = re.compile(r"auto|cpu|cuda(?::[0-9]{1,3})?")
 _WORKER_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -62,7 +62,7 @@ def _home() -> Path:
         return Path()
 
 
-class WorkerSettings(NetworkSettings):
+class WorkerSettings(PeerSettings):
     """A GPU worker: one engine, one job at a time.
 
     Two commands prepare its model folder, each with a --help of its own: `python -m gpu_worker prefetch`

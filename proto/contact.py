@@ -22,6 +22,8 @@ class BrokerContact:
 
     epoch: bytes | None = None
     """The life of the broker that was heard last."""
+    broker_id: str = ""
+    """Its name."""
     interval_s: float = field(init=False)
     """Between two reports, as the broker told."""
     last_heard_at: float = field(init=False)
@@ -48,6 +50,10 @@ class BrokerContact:
         """Nothing was heard for `broker_silent_s`, on whatever connection."""
         return now >= self.unreachable_at
 
+    def is_heard(self, now: float) -> bool:
+        """It has answered, and was heard of within `broker_silent_s`."""
+        return self.epoch is not None and not self.is_unreachable(now)
+
     @property
     def unreachable_at(self) -> float:
         return self.last_heard_at + self.timing.broker_silent_s
@@ -73,6 +79,7 @@ class BrokerContact:
         """Take the timing and the epoch from a view; True if it is the first one on this connection."""
         first = not self._is_answered
         self._is_answered, self._refused = True, None
+        self.broker_id = view.broker_id
         self.heard(now)
         self.interval_s = min(max(view.heartbeat_interval_ms / 1000, SHORTEST_INTERVAL_S), LONGEST_INTERVAL_S)
         if view.epoch != self.epoch:

@@ -71,11 +71,12 @@ def _ipc_endpoint(value: str) -> str:
 
 def _encrypted_or_on_this_host(value: str, info: ValidationInfo) -> str:
     """Fields are validated in their order: those of `NetworkSettings` come before any endpoint."""
-    if stays_on_this_host(value) or info.data.get(UNENCRYPTED_NETWORK):
+    if stays_on_this_host(value) or info.data.get("curve_key_file") or info.data.get(UNENCRYPTED_NETWORK):
         return value
     raise ValueError(
-        "leaves this host, and its traffic would not be encrypted: stay on tcp://127.0.0.1:PORT,"
-        f" tcp://[::1]:PORT, tcp://localhost:PORT or ipc:///PATH, or set {UNENCRYPTED_NETWORK}"
+        "leaves this host, and its traffic would not be encrypted: set curve_key_file, or stay on"
+        " tcp://127.0.0.1:PORT, tcp://[::1]:PORT, tcp://localhost:PORT or ipc:///PATH,"
+        f" or set {UNENCRYPTED_NETWORK}"
     )
 
 

@@ -405,15 +405,16 @@ class MetricsResponse(_message.Message):
     BROKER_ALIVE_FIELD_NUMBER: _builtins.int
     AGE_SECONDS_FIELD_NUMBER: _builtins.int
     SHED_FIELD_NUMBER: _builtins.int
+    BROKERS_FIELD_NUMBER: _builtins.int
     in_flight: _builtins.int
     """running on a worker"""
     queued: _builtins.int
     completed: _builtins.int
-    """this and the following: since the broker started"""
+    """this and the following: since the brokers started"""
     failed: _builtins.int
     cancelled: _builtins.int
     broker_alive: _builtins.bool
-    """the broker answered; otherwise all of the above is `age_seconds` old"""
+    """a broker answered; otherwise all of the above is `age_seconds` old"""
     age_seconds: _builtins.float
     """age of this picture of the service"""
     @_builtins.property
@@ -425,6 +426,10 @@ class MetricsResponse(_message.Message):
     @_builtins.property
     def shed(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """what was dropped to keep a bound or a fence, by kind"""
+
+    @_builtins.property
+    def brokers(self) -> _containers.RepeatedCompositeFieldContainer[Global___BrokerStatus]:
+        """in the frontend's order of preference; counters above are their sums"""
 
     def __init__(
         self,
@@ -439,11 +444,52 @@ class MetricsResponse(_message.Message):
         broker_alive: _builtins.bool = ...,
         age_seconds: _builtins.float = ...,
         shed: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        brokers: _abc.Iterable[Global___BrokerStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "broker_alive", b"broker_alive", "cancelled", b"cancelled", "completed", b"completed", "failed", b"failed", "in_flight", b"in_flight", "queued", b"queued", "rejected", b"rejected", "shed", b"shed", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "broker_alive", b"broker_alive", "brokers", b"brokers", "cancelled", b"cancelled", "completed", b"completed", "failed", b"failed", "in_flight", b"in_flight", "queued", b"queued", "rejected", b"rejected", "shed", b"shed", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MetricsResponse: _TypeAlias = MetricsResponse  # noqa: Y015
+
+@_typing.final
+class BrokerStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BROKER_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    GETS_CALLS_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
+    AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    broker_id: _builtins.str
+    """empty until it has answered for the first time"""
+    state: _builtins.str
+    """live, without_workers, rebuilding, unheard, draining or silent"""
+    gets_calls: _builtins.bool
+    """new calls of this frontend go there"""
+    in_flight: _builtins.int
+    queued: _builtins.int
+    age_seconds: _builtins.float
+    """of what it told; absent until it has"""
+    def __init__(
+        self,
+        *,
+        broker_id: _builtins.str = ...,
+        state: _builtins.str = ...,
+        gets_calls: _builtins.bool = ...,
+        in_flight: _builtins.int = ...,
+        queued: _builtins.int = ...,
+        age_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds", "age_seconds", b"age_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds", "age_seconds", b"age_seconds", "broker_id", b"broker_id", "gets_calls", b"gets_calls", "in_flight", b"in_flight", "queued", b"queued", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__age_seconds: _TypeAlias = _typing.Literal["age_seconds"]  # noqa: Y015
+    _WhichOneofArgType__age_seconds: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__age_seconds) -> _WhichOneofReturnType__age_seconds | None: ...
+
+Global___BrokerStatus: _TypeAlias = BrokerStatus  # noqa: Y015

@@ -1,17 +1,14 @@
-"""ZeroMQ sockets on the asyncio loop: frames arrive at a callback, sends never wait.
+"""ZeroMQ sockets on the asyncio loop: frames arrive at a callback, sends never wait."""
 
-The descriptor of a ZeroMQ socket is edge-triggered and tells nothing but "look again": after every look
-and after every send the socket is drained, or it may stay silent for ever. One object owns one socket, on
-one loop, and no coroutine ever waits on it, so that a cancelled one cannot lose a message.
-"""
-
-import asyncio
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
-from typing import Final
+from typing import Final, Protocol
 
 import zmq
 
+from proto.curve import CurveClient, CurveServer
+from proto.handshakes import HandshakeFailure, HandshakeWatch
+from proto.loop_reader import LoopReader
 from proto.messages import Body
 
 HIGH_WATER_MARK: Final = 1024
@@ -19,11 +16,11 @@ HIGH_WATER_MARK: Final = 1024
 as many as jobs that run."""
 ZMTP_HEARTBEAT_MS: Final = 1000
 ZMTP_TIMEOUT_MS: Final = 3000
+HANDSHAKE_MS: Final = 2500
+"""Less than `broker_silent_s`, so that a peer hears of it before it gives up its socket."""
 RECONNECT_MS: Final = 100
 RECONNECT_MAX_MS: Final = 1000
 
-_DRAINED_AT_ONCE: Final = 64
-"""Messages taken before the loop gets its turn again."""
 _COPIED_BELOW_BYTES: Final = 64 * 1024
 """Smaller frames are copied out of libzmq's memory: cheaper than keeping a reference into it."""
 
@@ -33,17 +30,36 @@ class SendResult(Enum):
     QUEUE_FULL = auto()
     """The peer takes nothing at present, or there is no connection."""
     UNREACHABLE = auto()
-    """A ROUTER knows no connection of that routing identity."""
+    """A ROUTER knows no connection of that routing identity, or must not use it any more."""
+
+
+class Guard(Protocol):
+    """Of a ROUTER: whose messages count, and who gets any, while its connection lasts."""
+
+    def admits(self, route: bytes, public_key: str | None) -> bool:
+        """Whether to hear a message that came by this route from the owner of this key."""
+        ...
+
+    def may_be_told(self, route: bytes) -> bool:
+        """Whether to send by this route."""
+        ...
 
 
 class LoopSocket:
     """One ZeroMQ socket; every whole message goes to `on_frames`."""
 
     def __init__(
-        self, kind: zmq.SocketType, max_message_bytes: int, on_frames: Callable[[list[Body]], None]
+        self,
+        kind: zmq.SocketType,
+        max_message_bytes: int,
+        on_frames: Callable[[list[Body]], None],
+        *,
+        curve: CurveServer | CurveClient | None = None,
+        guard: Guard | None = None,
+        on_handshake_failure: Callable[[HandshakeFailure], None] | None = None,
     ) -> None:
         self._on_frames = on_frames
-        self._loop = asyncio.get_running_loop()
+        self._guard = guard
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
         self._socket.set(zmq.LINGER, 0)
         self._socket.set(zmq.SNDHWM, HIGH_WATER_MARK)
@@ -52,26 +68,32 @@ class LoopSocket:
         self._socket.set(zmq.IPV6, 1)
         self._socket.set(zmq.HEARTBEAT_IVL, ZMTP_HEARTBEAT_MS)
         self._socket.set(zmq.HEARTBEAT_TIMEOUT, ZMTP_TIMEOUT_MS)
+        self._socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         if kind == zmq.ROUTER:
             self._socket.set(zmq.ROUTER_MANDATORY, 1)
         else:
             self._socket.set(zmq.IMMEDIATE, 1)
             self._socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
             self._socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-        self._look_again: asyncio.Handle | None = None
-        self._fd: int = self._socket.fileno()
-        self._loop.add_reader(self._fd, self._drain)
+        if curve is not None:
+            curve.protect(self._socket)
+        self._handshakes = (
+            HandshakeWatch(self._socket, on_handshake_failure) if on_handshake_failure is not None else None
+        )
+        self._reader = LoopReader(self._socket, self._on_message)
 
     def bind(self, endpoint: str) -> None:
         """Raises zmq.ZMQError where the address cannot be had."""
         self._socket.bind(endpoint)
-        self._look_soon()
+        self._reader.look_soon()
 
     def connect(self, endpoint: str) -> None:
         self._socket.connect(endpoint)
-        self._look_soon()
+        self._reader.look_soon()
 
     def send(self, frames: Sequence[Body]) -> SendResult:
+        if self._guard is not None and not self._guard.may_be_told(bytes(frames[0])):
+            return SendResult.UNREACHABLE
         try:
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
         except zmq.Again:
@@ -81,40 +103,25 @@ class LoopSocket:
                 raise
             return SendResult.UNREACHABLE
         finally:
-            self._look_soon()
+            self._reader.look_soon()
         return SendResult.SENT
 
     def close(self) -> None:
-        if self._socket.closed:
-            return
-        if self._look_again is not None:
-            self._look_again.cancel()
-        self._loop.remove_reader(self._fd)
-        self._socket.close(linger=0)
+        if self._handshakes is not None:
+            self._handshakes.close()
+        self._reader.close()
 
-    def _look_soon(self) -> None:
-        if self._look_again is None:
-            self._look_again = self._loop.call_soon(self._drain)
+    def _on_message(self, frames: list[zmq.Frame]) -> None:
+        if self._guard is None or self._guard.admits(frames[0].bytes, _public_key(frames[-1])):
+            self._on_frames([_taken(frame) for frame in frames])
 
-    def _drain(self) -> None:
-        if self._look_again is not None:
-            self._look_again.cancel()
-            self._look_again = None
-        for _ in range(_DRAINED_AT_ONCE):
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            try:
-                self._on_frames([_taken(frame) for frame in frames])
-            except BaseException:
-                # The loop logs it. What waits behind this message would never be looked at again.
-                if not self._socket.closed:
-                    self._look_soon()
-                raise
-            if self._socket.closed:
-                return
-        self._look_soon()
+
+def _public_key(frame: zmq.Frame) -> str | None:
+    """Of the sender, as the authenticator called it when the connection was made."""
+    try:
+        return str(frame.get("User-Id"))
+    except zmq.ZMQError:
+        return None  # a connection without encryption
 
 
 def _taken(frame: zmq.Frame) -> Body:

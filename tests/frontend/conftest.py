@@ -12,7 +12,8 @@ import structlog
 import image_gen_pb2
 import image_gen_pb2_grpc
 from frontend.actions import ImageDelivered
-from frontend.cluster import ServicePicture
+from frontend.brokers import Standing
+from frontend.cluster import BrokerPicture, ServicePicture
 from frontend.edge import Edge
 from frontend.server import running_frontend
 from frontend.settings import FrontendSettings
@@ -30,7 +31,9 @@ class ScriptedCluster:
         self.ready_workers = 0
         self.broker_alive = True
         self.end = ImageDelivered(png=b"\x89PNG made up", inference_time_s=1.5, seed=7)
-        self.picture = ServicePicture(snapshot=None, age_s=0.0, broker_alive=True)
+        self.picture = ServicePicture(
+            brokers=(BrokerPicture(broker_id="b", standing=Standing.LIVE, gets_calls=True),)
+        )
         self.draws = []
         self.draw_begun = asyncio.Event()
         self.draw_cancelled = asyncio.Event()

@@ -34,7 +34,7 @@ async def test_metrics_need_no_key_and_are_json(frontend):
 
 async def test_metrics_are_there_without_a_broker(frontend):
     frontend.cluster.broker_alive = False
-    frontend.cluster.picture = ServicePicture(snapshot=None, age_s=0.0, broker_alive=False)
+    frontend.cluster.picture = ServicePicture(brokers=())
     status, document = await frontend.get("/metrics")
     assert (status, document["broker_alive"]) == (200, False)
 

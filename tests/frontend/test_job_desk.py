@@ -110,7 +110,7 @@ class DeskDriver:
         return self.tell(FromBroker(message=message))
 
     def viewed(self, *statuses: JobStatus, echo: int | None = None, **changes: Any) -> list[Any]:
-        echo = self.desk.contact.seq if echo is None else echo
+        echo = self.desk.contacts[0].contact.seq if echo is None else echo
         return self.heard(frontend_view(jobs=statuses, echo=echo, **changes))
 
     def status(
@@ -181,7 +181,7 @@ def test_a_job_is_submitted_at_once(desk):
     assert desk.submit() == Submit(
         frontend_id="frontend",
         incarnation=INCARNATION,
-        seq=desk.desk.contact.seq,
+        seq=desk.desk.contacts[0].contact.seq,
         claim=JobClaim(
             job_id=JOB,
             key_fingerprint="key",

@@ -6,7 +6,8 @@ import json
 import pytest
 
 import image_gen_pb2
-from frontend.cluster import ServicePicture
+from frontend.brokers import Standing
+from frontend.cluster import BrokerPicture, ServicePicture
 from frontend.status import HostLoad, host_load, metrics_document, metrics_response, service_status
 from proto.failures import RefusalReason
 from proto.messages import (
@@ -63,7 +64,14 @@ def row(worker_id, host, *, state="ready", taken=None, running=None, report_age_
 def picture(*rows, age_s=0.0, broker_alive=True, **counters):
     numbers = {"in_flight": 1, "queued": 2, "completed": 3, "failed": 4, "cancelled": 5, "rejected": {}}
     snapshot = Snapshot(broker_id="b", epoch=bytes(16), echo=1, workers=rows, **{**numbers, **counters})
-    return ServicePicture(snapshot=snapshot, age_s=age_s, broker_alive=broker_alive)
+    return ServicePicture(brokers=(broker(snapshot, age_s=age_s, alive=broker_alive),))
+
+
+def broker(snapshot, *, age_s=0.0, alive=True, broker_id="b", gets_calls=True):
+    standing = Standing.LIVE if alive else Standing.SILENT
+    return BrokerPicture(
+        broker_id=broker_id, standing=standing, gets_calls=gets_calls, snapshot=snapshot, age_s=age_s
+    )
 
 
 def running():
@@ -136,7 +144,7 @@ def test_a_lost_workers_readings_do_not_count():
 @pytest.mark.parametrize(
     "seen",
     [
-        ServicePicture(snapshot=None, age_s=float("inf"), broker_alive=False),
+        ServicePicture(brokers=()),
         picture(),
         picture(row("w1", "a")),
         picture(row("w1", "a", state="lost", taken=readings(1.0, 2.0))),
@@ -193,7 +201,7 @@ def test_what_the_frontend_dropped_itself_is_counted_as_well():
     own = {"frontend_unsent_messages": 3, "stale_outcomes": 1}
     seen = dataclasses.replace(full_picture(), own_shed=own)
     assert service_status(seen).shed == {"frontend_unsent_messages": 3, "stale_outcomes": 2**40 + 1}
-    alone = ServicePicture(snapshot=None, age_s=0.0, broker_alive=False, own_shed=own)
+    alone = ServicePicture(brokers=(broker(None, alive=False),), own_shed=own)
     assert service_status(alone).shed == own
 
 

@@ -166,9 +166,9 @@ MUTANTS: Final = [
     mutant(
         "frontend forgets that a job was accepted",
         (
-            "frontend/job_desk.py",
-            "                accepted=isinstance(job.state, Accepted),\n",
-            "                accepted=False,\n",
+            "frontend/desk_job.py",
+            "            accepted=isinstance(self.state, Accepted),\n",
+            "            accepted=False,\n",
         ),
     ),
     mutant(
@@ -247,8 +247,8 @@ MUTANTS: Final = [
         "a worker does not list what it makes a PNG of",
         (
             "gpu_worker/broker_side.py",
-            "held=(*encoding.listed(), *held.listed())[:MAX_LISTED_OUTCOMES],\n",
-            "held=held.listed(),\n",
+            "listed = (*encoding.listed(), *held.listed())[:MAX_LISTED_OUTCOMES]\n",
+            "listed = held.listed()\n",
         ),
     ),
     mutant(

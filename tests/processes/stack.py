@@ -26,6 +26,7 @@ import psutil
 import pytest
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpc_status import rpc_status
+from samples.curve import key_folder
 
 import image_gen_pb2
 import image_gen_pb2_grpc
@@ -318,40 +319,54 @@ class Component:
 
 
 class Stack:
-    """Broker, workers and a frontend. At its end every process must be gone."""
+    """Brokers, workers and a frontend. At its end every process must be gone."""
 
     def __init__(
         self,
         folder: Path,
         *,
         over_tcp: bool = False,
+        encrypted: bool = False,
         keys: Sequence[str] = KEYS,
+        brokers: int = 1,
+        time_scale: float = 1.0,
     ) -> None:
-        self.timing = Timing()
+        """`encrypted`: with the keys of `key_folder`, of which all workers have the same."""
+        self.timing = Timing().scaled(time_scale)
         self.workers: dict[str, Component] = {}
         self._folder = folder
         self._keys = keys
         self._gate = folder / "gate"
         # A unix socket's path holds 107 bytes: less than the folders of tests have.
         self._sockets = tempfile.TemporaryDirectory(prefix="flux-", dir="/tmp")
-        self._for_frontends, self._for_workers = (
-            (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+        endpoints = (
+            [f"tcp://127.0.0.1:{port}" for port in free_ports(2 * brokers)]
             if over_tcp
-            else (f"ipc://{self._sockets.name}/{name}" for name in ("frontends", "workers"))
+            else [f"ipc://{self._sockets.name}/{number}" for number in range(2 * brokers)]
         )
-        self._shared: dict[str, object] = {"log_format": "json"}
-        self.broker = self._component(
-            "broker",
-            "broker",
-            frontends_endpoint=self._for_frontends,
-            workers_endpoint=self._for_workers,
-        )
+        for_frontends, for_workers = endpoints[:brokers], endpoints[brokers:]
+        self._for_workers = ",".join(for_workers)
+        self._shared: dict[str, object] = {"log_format": "json", "time_scale": time_scale}
+        self.curve = key_folder(folder) if encrypted else None
+        self.brokers = [
+            self._component(
+                f"broker-{number}",
+                "broker",
+                broker_id=f"broker-{number}",
+                frontends_endpoint=for_frontends[number - 1],
+                workers_endpoint=for_workers[number - 1],
+                **self._key_files("broker"),
+            )
+            for number in range(1, brokers + 1)
+        ]
+        self.broker = self.brokers[0]
         self.frontend = self._component(
             "frontend",
             "frontend",
-            broker_endpoints=self._for_frontends,
+            broker_endpoints=",".join(for_frontends),
             grpc_port=0,
             http_port=0,
+            **self._key_files("frontend"),
         )
         self._clients: list[Client] = []
         self._watcher: Client | None = None
@@ -360,6 +375,16 @@ class Stack:
 
     def _component(self, name: str, package: str, **settings: object) -> Component:
         return Component(name, package, {**self._shared, **settings}, self._folder, self._keys)
+
+    def _key_files(self, role: str) -> dict[str, object]:
+        if self.curve is None:
+            return {}
+        others = (
+            {"authorized_keys_file": self.curve.authorized_keys}
+            if role == "broker"
+            else {"known_brokers_file": self.curve.known_brokers}
+        )
+        return {"curve_key_file": self.curve.secret_file(role), **others}
 
     # --- Starting and stopping -----------------------------------------------------------------
 
@@ -384,7 +409,8 @@ class Stack:
 
     def start(self, *, workers: int = 1, **settings: object) -> Self:
         """All components, until the workers are ready. `settings` are the workers', fake ones by default."""
-        self.broker.start()
+        for broker in self.brokers:
+            broker.start()
         for number in range(1, workers + 1):
             self.start_worker(f"worker-{number}", **settings)
         self.start_frontend()
@@ -406,7 +432,7 @@ class Stack:
                 "gpu_worker",
                 worker_id=name,
                 broker_endpoints=self._for_workers,
-                **{**defaults, **settings},
+                **{**defaults, **self._key_files("worker"), **settings},
             )
         self.workers[name].start()
         return self.workers[name]
@@ -422,7 +448,7 @@ class Stack:
 
     def stop(self) -> None:
         """Frontend first, so that nothing is asked of what ends; every one has to end by itself, with 0."""
-        for component in (self.frontend, *self.workers.values(), self.broker):
+        for component in (self.frontend, *self.workers.values(), *self.brokers):
             if component.is_running:
                 component.send(signal.SIGTERM)
                 status = component.ends()
@@ -433,7 +459,7 @@ class Stack:
 
     @property
     def components(self) -> list[Component]:
-        return [self.broker, self.frontend, *self.workers.values()]
+        return [*self.brokers, self.frontend, *self.workers.values()]
 
     @property
     def sessions(self) -> list[int]:

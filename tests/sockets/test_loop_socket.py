@@ -61,7 +61,7 @@ async def test_a_send_that_swallows_the_sign_of_a_message_does_not_lose_it(endpo
     for n in range(1, 20):
         await peer.send(b"%d" % n)
         # Without a turn of the loop between the sign and the send.
-        assert len(received) > n or select.select([router._fd], [], [], 15)[0]
+        assert len(received) > n or select.select([router._reader._fd], [], [], 15)[0]
         assert router.send([route, b"swallows"]) is SendResult.SENT
         await until(lambda n=n: len(received) == n + 1)
         assert await peer.receive() == [b"swallows"]

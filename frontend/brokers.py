@@ -1,0 +1,106 @@
+"""The brokers that a frontend is connected to: how each stands, and which one gets a call. Pure."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum, auto
+from typing import Final
+
+from proto.contact import BrokerContact
+from proto.messages import FrontendView
+from proto.timing import Timing
+
+
+class Standing(IntEnum):
+    """Of a broker, the best first. A call goes to the best one; of several, to the first in the settings."""
+
+    LIVE = auto()
+    """It answers, and knows of a worker that is ready."""
+    WITHOUT_WORKERS = auto()
+    """It answers, and would refuse."""
+    REBUILDING = auto()
+    """It has just started, and lets new calls wait."""
+    UNHEARD = auto()
+    """It has not answered yet, and was not given the time to."""
+    DRAINING = auto()
+    """It takes no calls any more."""
+    SILENT = auto()
+    """Nothing was heard of it for `broker_silent_s`."""
+
+
+KEEPS_CALLS: Final = Standing.REBUILDING
+"""A call stays with its broker as long as that one stands so or better; then it goes to one that does."""
+
+
+@dataclass(slots=True, kw_only=True)
+class KnownBroker:
+    contact: BrokerContact
+    ready_workers: int = 0
+    """With a loaded model, idle or busy, as it said last."""
+    draining: bool = False
+    rebuilding: bool = False
+    unreported_keys: set[str] = field(default_factory=set)
+    """Keys with calls that are over, and that it still counts."""
+
+    def viewed(self, view: FrontendView, now: float) -> bool:
+        """Take what it says of itself; True if it is the first view on this connection."""
+        self.ready_workers = view.ready_workers
+        self.draining, self.rebuilding = view.draining, view.rebuilding
+        return self.contact.viewed(view, now)
+
+    def standing(self, now: float) -> Standing:
+        if self.contact.is_unreachable(now):
+            return Standing.SILENT
+        if self.contact.epoch is None:
+            return Standing.UNHEARD
+        if self.draining:
+            return Standing.DRAINING
+        if self.rebuilding:
+            return Standing.REBUILDING
+        return Standing.LIVE if self.ready_workers else Standing.WITHOUT_WORKERS
+
+
+@dataclass(slots=True, kw_only=True)
+class Brokers:
+    """By their index in the settings."""
+
+    timing: Timing
+    started_at: float
+    count: int
+    _known: tuple[KnownBroker, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._known = tuple(
+            KnownBroker(contact=BrokerContact(timing=self.timing, started_at=self.started_at))
+            for _ in range(self.count)
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.count))
+
+    def __getitem__(self, broker: int) -> KnownBroker:
+        return self._known[broker]
+
+    def best(self, now: float) -> int:
+        """The one that gets a new call. Whether it can take one is another thing."""
+        return min(self, key=lambda broker: (self[broker].standing(now), broker))
+
+    def standing(self, broker: int, now: float) -> Standing:
+        return self[broker].standing(now)
+
+    def heard(self, now: float) -> list[int]:
+        """Those that have answered, and were heard of lately."""
+        return [broker for broker in self if self[broker].contact.is_heard(now)]
+
+    def ready_workers(self, now: float) -> int:
+        """As the one knows that gets new calls."""
+        best = self[self.best(now)]
+        is_serving = best.standing(now) <= KEEPS_CALLS
+        return best.ready_workers if is_serving else 0
+
+    def next_deadline(self) -> float:
+        """When a report or a fresh connection is due."""
+        return min(
+            instant
+            for known in self._known
+            for instant in (known.contact.next_report_at, known.contact.silent_at)
+        )

@@ -1,0 +1,82 @@
+"""The brokers that a worker serves: its contact with each, and what each wants of its executions. Pure.
+
+The slot is the truth, so the fence between brokers is here: none may end what another one wants.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from proto.contact import BrokerContact
+from proto.messages import WorkerView
+from proto.timing import Timing
+
+
+@dataclass(slots=True, kw_only=True)
+class KnownBroker:
+    contact: BrokerContact
+    wanted: set[bytes] = field(default_factory=set)
+    """Executions that its last view wanted, and those it has told to start since."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Brokers:
+    """By their index in the settings."""
+
+    timing: Timing
+    started_at: float
+    count: int
+    _known: tuple[KnownBroker, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._known = tuple(
+            KnownBroker(contact=BrokerContact(timing=self.timing, started_at=self.started_at))
+            for _ in range(self.count)
+        )
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.count))
+
+    def of(self, broker: int) -> BrokerContact:
+        return self._known[broker].contact
+
+    def report_soon(self, now: float) -> None:
+        """To all of them: what this worker is, and what it does, has changed."""
+        for known in self._known:
+            known.contact.report_soon(now)
+
+    def viewed(self, broker: int, view: WorkerView, now: float) -> bool:
+        """Take what it wants from its view; True if it is the first one on this connection."""
+        self._known[broker].wanted = set(view.wanted)
+        return self.of(broker).viewed(view, now)
+
+    def started(self, broker: int, execution_id: bytes) -> None:
+        """It wants this execution, though no view has said so yet."""
+        self._known[broker].wanted.add(execution_id)
+
+    def wanting(self, execution_id: bytes, now: float) -> list[int]:
+        """Those that want it. Of one that is silent nobody knows any more what it wants."""
+        return [
+            broker
+            for broker, known in enumerate(self._known)
+            if known.contact.is_heard(now) and execution_id in known.wanted
+        ]
+
+    def is_wanted_elsewhere(self, execution_id: bytes, broker: int, now: float) -> bool:
+        """Whether another one than this wants it."""
+        return any(other != broker for other in self.wanting(execution_id, now))
+
+    def next_deadline(self) -> float:
+        """When a report or a fresh connection is due."""
+        return min(
+            instant
+            for known in self._known
+            for instant in (known.contact.next_report_at, known.contact.silent_at)
+        )
+
+    @property
+    def interval_s(self) -> float:
+        """The longest between two reports."""
+        return max(known.contact.interval_s for known in self._known)
