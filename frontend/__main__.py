@@ -25,12 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_large_blocks()
     try:
         keyring = Keyring(settings.curve_key_file, settings.known_brokers_file, settings.broker_endpoints)
-    except KeyFileUnusable as error:
-        print(f"frontend: {error}", file=sys.stderr)
-        return EXIT_BAD_CONFIGURATION
-    try:
         asyncio.run(run_until_signal(settings, partial(BrokerClient, keyring=keyring)))
-    except FileUnusable as error:
+    except (FileUnusable, KeyFileUnusable) as error:
         print(f"frontend: {error}", file=sys.stderr)
         return EXIT_BAD_CONFIGURATION
     except CannotListen as error:

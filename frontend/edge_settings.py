@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 
 from frontend.api_keys import parse_api_keys
 from frontend.tls import TlsFiles
-from proto.network_settings import NetworkSettings
+from proto.network_settings import PeerSettings, require_together
 
 UNENCRYPTED_CLIENTS: Final = "insecure_allow_unencrypted_clients"
 """The setting that lets keys cross the network in clear."""
@@ -36,7 +36,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class EdgeSettings(NetworkSettings):
+class EdgeSettings(PeerSettings):
     """The addresses are fields of a subclass, and so are validated after what is here."""
 
     api_keys: Annotated[SecretStr | None, AfterValidator(_usable_keys)] = Field(
@@ -90,14 +90,12 @@ class EdgeSettings(NetworkSettings):
                 "--api-keys (API_KEYS): missing; expected: the keys that clients may use, separated by"
                 " commas; or --api-keys-file (FLUX_FRONTEND_API_KEYS_FILE)"
             )
-        has_certificate = self.tls_certificate_file is not None
-        if has_certificate != (self.tls_private_key_file is not None):
-            raise ValueError(
-                "tls_certificate_file and tls_private_key_file belong together: set both, or none"
-            )
+        require_together(
+            tls_certificate_file=self.tls_certificate_file, tls_private_key_file=self.tls_private_key_file
+        )
         for name in ("tls_client_ca_file", "http_tls"):
-            if getattr(self, name) and not has_certificate:
-                raise ValueError(f"{name} needs tls_certificate_file and tls_private_key_file")
+            if getattr(self, name) and self.tls_certificate_file is None:
+                raise ValueError(f"{name} is of no use without tls_certificate_file")
         return self
 
 

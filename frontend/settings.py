@@ -11,7 +11,6 @@ from frontend.edge_settings import EdgeSettings, GrpcHost, HttpHost
 from frontend.validation import GUIDANCE_MAX, RequestLimits
 from proto.endpoints import BrokerEndpoints
 from proto.messages import MAX_LISTED, MAX_PROMPT_BYTES
-from proto.network_settings import PeerSettings
 
 DAY_S: Final = 86400.0
 
@@ -20,7 +19,7 @@ def _default_frontend_id() -> str:
     return f"{platform.node()[:100] or 'frontend'}-{os.getpid()}"
 
 
-class FrontendSettings(EdgeSettings, PeerSettings):
+class FrontendSettings(EdgeSettings):
     """The gRPC and HTTP side of the image service. Settings are read once, at the start."""
 
     model_config = SettingsConfigDict(env_prefix="FLUX_FRONTEND_")
