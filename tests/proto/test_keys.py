@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import zmq
 import zmq.auth
+from zmq.utils import z85
 
 from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
 from proto.key_file import KeyFileUnusable, read_key_pair
@@ -14,7 +15,7 @@ from proto.keyring import Keyring
 from proto.keys import main, make_key_pair, write_key_pair
 from proto.known_brokers import read_known_brokers
 
-KEY, OTHER_KEY = (make_key_pair().public for _ in range(2))
+KEY, OTHER_KEY = (z85.encode(bytes([number] * 32)).decode() for number in range(2))
 
 
 @pytest.fixture
