@@ -20,7 +20,7 @@ from frontend.actions import (
     SendToBroker,
     SnapshotArrived,
 )
-from frontend.brokers import KEEPS_CALLS, Brokers, Standing
+from frontend.brokers import Brokers, Standing
 from frontend.desk_job import Accepted, DeskJob, Submitted
 from frontend.events import (
     DrainRequested,
@@ -53,6 +53,10 @@ FULL_RETRY_S: Final = 1.0
 DRAIN_RETRY_S: Final = 1.0
 """Another frontend, or this one started again, may take it: a repeat is safe, as the broker ends what this
 frontend leaves behind, or, where it has an idempotency key, joins the repeat to it."""
+ASK_ANOTHER: Final = frozenset(
+    {RefusalReason.BROKER_DRAINING, RefusalReason.NO_WORKERS, RefusalReason.WORKERS_NOT_READY}
+)
+"""Refusals that say more of the broker than of the service."""
 GATHER_S: Final = 0.02
 """Jobs that end within this time are told in one report: a thousand ends are not a thousand reports."""
 
@@ -210,10 +214,10 @@ class JobDesk:
     def _move_calls(self, now: float) -> None:
         """Away from brokers that can serve them no longer, if there is one that can."""
         to = self.contacts.best(now)
-        if self.contacts.standing(to, now) > KEEPS_CALLS:
+        if not self.contacts.keeps_calls(to, now):
             return
         for broker in self.contacts:
-            if self.contacts.standing(broker, now) > KEEPS_CALLS:
+            if not self.contacts.keeps_calls(broker, now):
                 calls = [job for job in self.jobs.values() if job.broker == broker]
                 self._move(calls, to, now)
 
@@ -273,6 +277,8 @@ class JobDesk:
     def _viewed(self, broker: int, view: FrontendView, now: float) -> None:
         if self.contacts[broker].viewed(view, now):
             self._note("broker answers", broker_id=view.broker_id, epoch=view.epoch)
+            if self.contacts.is_double(broker):
+                self._note("two endpoints lead to one broker", "error", broker_id=view.broker_id)
         for status in view.jobs:
             self._status_came(broker, status, view.echo, now)
 
@@ -319,7 +325,7 @@ class JobDesk:
         self._end(outcome.job_id, end, now)
 
     def _try_elsewhere(self, job: DeskJob, now: float) -> bool:
-        """Its broker has found no worker for it, and may be the one that is cut off from them."""
+        """Its broker finds no worker for it, and may be the only one that is cut off from them."""
         job.given_up_by.add(job.broker)
         for broker in self.contacts:
             if broker not in job.given_up_by and self.contacts.standing(broker, now) is Standing.LIVE:
@@ -331,6 +337,8 @@ class JobDesk:
         job = None if refuse.job_id is None else self.jobs.get(refuse.job_id)
         if job is None or broker != job.broker or isinstance(job.state, Accepted):
             return  # A refusal that was overtaken by an acceptance, or by a move.
+        if refuse.reason in ASK_ANOTHER and self._try_elsewhere(job, now):
+            return
         retry_after_s = None if refuse.retry_after_ms is None else refuse.retry_after_ms / 1000
         refused = JobRefused(reason=refuse.reason, detail=refuse.detail, retry_after_s=retry_after_s)
         self._end(job.opened.job_id, refused, now)
@@ -347,6 +355,8 @@ class JobDesk:
     def _report(self, broker: int, now: float) -> None:
         known = self.contacts[broker]
         known.contact.reported(now)
+        if self.contacts.is_double(broker):
+            return
         known.unreported_keys.clear()
         self._send(
             broker,

@@ -42,6 +42,11 @@ class Brokers:
     def of(self, broker: int) -> BrokerContact:
         return self._known[broker].contact
 
+    def is_double(self, broker: int) -> bool:
+        """Another endpoint leads to the same broker, which would take this worker for two at one time."""
+        epoch = self.of(broker).epoch
+        return epoch is not None and any(self.of(other).epoch == epoch for other in range(broker))
+
     def report_soon(self, now: float) -> None:
         """To all of them: what this worker is, and what it does, has changed."""
         for known in self._known:

@@ -169,6 +169,8 @@ class Session:
     def _viewed(self, broker: int, view: WorkerView, now: float) -> None:
         if self.contacts.viewed(broker, view, now):
             self._outbox.note("broker answers", broker_id=view.broker_id, epoch=view.epoch)
+            if self.contacts.is_double(broker):
+                self._outbox.note("two endpoints lead to one broker", "error", broker_id=view.broker_id)
         self.executions.settle(broker, view, now)
 
     def _reconnect(self, broker: int, now: float) -> None:
@@ -182,6 +184,8 @@ class Session:
 
     def _report(self, broker: int, now: float) -> None:
         self.contacts.of(broker).reported(now)
+        if self.contacts.is_double(broker):
+            return
         self._outbox.send(
             broker,
             self.broker_side.report(

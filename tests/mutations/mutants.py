@@ -259,4 +259,110 @@ MUTANTS: Final = [
             "            return\n",
         ),
     ),
+    # With several brokers.
+    mutant(
+        "a standby cancels what another broker wants",
+        (
+            "broker/wishes.py",
+            (
+                "        if running.wanted_elsewhere:\n            return True\n"
+                "        doubts = self._doubts(worker, running.execution_id, moment)\n        is_fenced"
+            ),
+            "        doubts = self._doubts(worker, running.execution_id, moment)\n        is_fenced",
+        ),
+    ),
+    mutant(
+        "a standby waits for no claims when another broker has gone",
+        (
+            "broker/wishes.py",
+            "            is_new=known_for_s < self.timing.rebuild_s,\n",
+            "            is_new=moment.now < moment.started_at + self.timing.rebuild_s,\n",
+        ),
+    ),
+    mutant(
+        "a repeat does not join what runs for another broker",
+        (
+            "broker/wishes.py",
+            (
+                "        if running.wanted_elsewhere:\n            return True\n"
+                "        doubts = self._doubts(worker, running.execution_id, moment)\n        return"
+            ),
+            (
+                "        if running.wanted_elsewhere:\n            return False\n"
+                "        doubts = self._doubts(worker, running.execution_id, moment)\n        return"
+            ),
+        ),
+    ),
+    mutant(
+        "a worker obeys any cancel",
+        (
+            "gpu_worker/executions.py",
+            "        for execution_id in filter(may_end, view.cancel):\n",
+            "        for execution_id in view.cancel:\n",
+        ),
+    ),
+    mutant(
+        "a worker obeys any release",
+        (
+            "gpu_worker/executions.py",
+            "        for execution_id in filter(may_end, view.release):\n",
+            "        for execution_id in view.release:\n",
+        ),
+    ),
+    mutant(
+        "outcomes go to the first broker only",
+        (
+            "gpu_worker/executions.py",
+            "        for broker in self.brokers.wanting(execution_id, now) or self.brokers:\n",
+            "        for broker in (0,):\n",
+        ),
+    ),
+    mutant(
+        "a silent broker's wishes last",
+        (
+            "gpu_worker/brokers.py",
+            "            if known.contact.is_heard(now) and execution_id in known.wanted\n",
+            "            if execution_id in known.wanted\n",
+        ),
+    ),
+    mutant(
+        "a call that has moved is cancelled",
+        (
+            "frontend/job_desk.py",
+            "elsewhere=tuple(job_id for job_id, job in self.jobs.items() if broker in job.left),\n",
+            "elsewhere=(),\n",
+        ),
+    ),
+    mutant(
+        "what a call that has moved had begun is not left to the other broker",
+        (
+            "broker/job_life.py",
+            "                self._state.disown(execution_id, worker_id)\n",
+            "                pass\n",
+        ),
+    ),
+    mutant(
+        "calls stay with a silent broker",
+        (
+            "frontend/job_desk.py",
+            "                calls = [job for job in self.jobs.values() if job.broker == broker]\n",
+            "                calls: list[DeskJob] = []\n",
+        ),
+    ),
+    mutant(
+        "attempts are forgotten with a move",
+        (
+            "frontend/desk_job.py",
+            "        self.broker = broker\n",
+            "        self.broker, self.attempts = broker, 0\n",
+        ),
+    ),
+    mutant(
+        "a call that has moved fails with its former broker",
+        (
+            "frontend/job_desk.py",
+            "        elif outcome.failure is not None and broker == job.broker:\n",
+            "        elif outcome.failure is not None:\n",
+        ),
+    ),
 ]

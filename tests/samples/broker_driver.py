@@ -99,6 +99,10 @@ class Driver:
         report = frontend_report(*jobs, frontend_id=frontend, **changes)
         return self.from_frontend(report, b"to " + frontend.encode())
 
+    def moved(self, *jobs: object, frontend: str = "frontend", **changes: Any) -> list[Any]:
+        """A report that says of these calls that they wait at another broker now."""
+        return self.frontend(frontend=frontend, elsewhere=tuple(map(identifier, jobs)), **changes)
+
     def unreachable(self, worker: str = "worker") -> list[Any]:
         return self.tell(WorkerUnreachable(route=b"to " + worker.encode()))
 

@@ -28,10 +28,15 @@ from proto.timing import Timing
 INCARNATION = identifier("worker 1")
 
 
+def epoch_of(broker: int) -> bytes:
+    """Of the broker with this index."""
+    return EPOCH if broker == 0 else identifier(f"epoch {broker}")
+
+
 class SessionDriver:
     """Tells the session things, and keeps what it did about the latest of them."""
 
-    def __init__(self, **limits: Any) -> None:
+    def __init__(self, brokers: int = 1, **limits: Any) -> None:
         self.now = 100.0
         self.timing = Timing()
         self.limits = SessionLimits(
@@ -57,6 +62,7 @@ class SessionDriver:
             timing=self.timing,
             limits=self.limits,
             started_at=self.now,
+            brokers=brokers,
         )
         self.actions: list[Any] = []
 
@@ -84,11 +90,15 @@ class SessionDriver:
 
     # --- The broker ----------------------------------------------------------------------------
 
-    def viewed(self, **changes: Any) -> list[Any]:
-        return self.tell(FromBroker(message=worker_view(**changes)))
+    def viewed(self, broker: int = 0, **changes: Any) -> list[Any]:
+        changes = {"epoch": epoch_of(broker), **changes}
+        return self.tell(FromBroker(broker=broker, message=worker_view(**changes)))
 
-    def start(self, execution: object = "execution", job: object = "job", **changes: Any) -> list[Any]:
-        return self.tell(FromBroker(message=start(execution, job, **changes)))
+    def start(
+        self, execution: object = "execution", job: object = "job", broker: int = 0, **changes: Any
+    ) -> list[Any]:
+        changes = {"epoch": epoch_of(broker), **changes}
+        return self.tell(FromBroker(broker=broker, message=start(execution, job, **changes)))
 
     # --- The engine ----------------------------------------------------------------------------
 
@@ -192,11 +202,13 @@ class SessionDriver:
     def of(self, kind: type[Any]) -> list[Any]:
         return [action for action in self.actions if isinstance(action, kind)]
 
-    def sent(self, kind: type[Any]) -> list[Any]:
+    def sent(self, kind: type[Any], broker: int | None = None) -> list[Any]:
+        """To this broker, or to any."""
         return [
             action.message
             for action in self.actions
             if isinstance(action, SendToBroker) and isinstance(action.message, kind)
+            if broker in {None, action.broker}
         ]
 
     def deeds(self) -> list[Any]:

@@ -28,16 +28,16 @@ TAIL: Final = 60
 
 def tell_failure(failed: Drill) -> None:
     """Again, with its story."""
-    told = drill(failed.seed, is_told=True)
+    told = drill(failed.seed, failed.brokers, is_told=True)
     print(f"\n=== seed {failed.seed}: {failed.broken}: {failed.detail}")
     print("\n".join(told.story[-TAIL:]))
     if told.broken != failed.broken:
         print(f"NOT THE SAME WHEN RUN AGAIN: {told.broken}: something is not deterministic")
-    print(f"replay: PYTHONPATH=tests python -m simulation --seed {failed.seed}")
+    print(f"replay: PYTHONPATH=tests python -m simulation --seed {failed.seed} --brokers {failed.brokers}")
 
 
-def replay(seed: int) -> int:
-    done = drill(seed, is_told=True)
+def replay(seed: int, brokers: int | None) -> int:
+    done = drill(seed, brokers, is_told=True)
     print("\n".join(done.story))
     print(done.stats.told(INVARIANTS, 0.0))
     if done.broken is not None:
@@ -50,6 +50,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="tell the whole story of this seed")
     parser.add_argument("--seeds", type=int, help="how many")
     parser.add_argument("--first", type=int, default=1, help="the first seed")
+    parser.add_argument("--brokers", type=int, help="so many in every world, whatever the seeds say")
     parser.add_argument("--seconds", type=float, help="as many seeds as this allows; 120 if nothing is said")
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--keep-going", action="store_true", help="also when a seed has failed")
@@ -59,7 +60,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     if arguments.seed is not None:
-        return replay(arguments.seed)
+        return replay(arguments.seed, arguments.brokers)
     seconds = arguments.seconds
     if seconds is None and arguments.seeds is None:
         seconds = 120.0
@@ -69,6 +70,7 @@ def main() -> int:
         arguments.seeds,
         seconds,
         arguments.processes,
+        brokers=arguments.brokers,
         keep_going=arguments.keep_going,
         self_checks=not arguments.no_self_checks,
     )

@@ -1,9 +1,9 @@
 """When nothing breaks any more: how soon everybody agrees again, and what is left.
 
-`peer_lost_s`, `rebuild_s` and four heartbeats after the last fault (and the restart of what is missing) the
+`peer_lost_s`, `rebuild_s` and four heartbeats after the last fault (and the restart of what is missing) each
 broker knows exactly the living workers, and their slots. Once the last call has ended and the last grace is
-over, it has no job, no worker runs anything, nothing is held that was not released, and a fresh call gets its
-image from every frontend.
+over, none has a job, no worker runs anything, nothing is held that was not released, and a fresh call gets
+its image from every frontend. All of that also where one broker of several never came back.
 """
 
 from typing import TYPE_CHECKING, Final
@@ -15,7 +15,8 @@ from gpu_worker.engine_keeper import Ready
 from gpu_worker.slot import Free, in_engine
 
 if TYPE_CHECKING:
-    from simulation.actors import WorkerActor
+    from simulation.broker_actor import BrokerActor
+    from simulation.worker_actor import WorkerActor
     from simulation.world import World
 
 HEARTBEATS: Final = 4
@@ -61,9 +62,17 @@ class Aftermath:
 
     def _disagreement(self) -> str | None:
         world = self._world
-        if not world.broker.alive:
-            return "there is no broker"
-        registered = {worker.worker_id: worker for worker in world.broker.core.state.workers}
+        for broker in world.brokers:
+            if not broker.alive and broker.index not in world.lost_for_good:
+                return f"{broker.name} was not started again"
+            wrong = self._broker_disagrees(broker) if broker.alive else None
+            if wrong is not None:
+                return f"{broker.name}: {wrong}"
+        return None
+
+    def _broker_disagrees(self, broker: "BrokerActor") -> str | None:
+        world = self._world
+        registered = {worker.worker_id: worker for worker in broker.core.state.workers}
         living = {worker.name: worker for worker in world.workers if worker.alive}
         if set(registered) != set(living):
             return f"registered are {sorted(registered)}, living {sorted(living)}"
@@ -92,9 +101,10 @@ class Aftermath:
 
     def _leftovers(self) -> str | None:
         world = self._world
-        if world.broker.alive and len(world.broker.core.state.jobs):
-            jobs = ", ".join(f"{world.short(job.job_id)} {job.state}" for job in world.broker.core.state.jobs)
-            return f"the broker has {jobs}"
+        for broker in world.brokers:
+            if broker.alive and len(broker.core.state.jobs):
+                jobs = ", ".join(f"{world.short(job.job_id)} {job.state}" for job in broker.core.state.jobs)
+                return f"{broker.name} has {jobs}"
         for worker in world.workers:
             if not isinstance(worker.session.slot, Free):
                 return f"{worker.name} does {worker.session.slot}"

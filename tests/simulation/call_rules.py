@@ -8,11 +8,14 @@ from simulation.invariants import (
     EXPLICIT,
     IN_TIME,
     LATE_S,
+    MARGIN,
     MISMATCH,
     NOT_REFUSED,
     ONCE,
     OWN_CONTENT,
     OWN_EXECUTION,
+    PRESENT,
+    REACHABLE,
     SAME_BYTES,
 )
 from simulation.key_rules import is_other_of_key
@@ -22,7 +25,15 @@ from frontend.actions import ImageDelivered, JobEnd, JobGivenUp, JobRefused
 from proto.failures import FailureCode, RefusalReason
 
 if TYPE_CHECKING:
-    from simulation.actors import FrontendActor
+    from simulation.frontend_actor import FrontendActor
+
+OWN_REASONS = (
+    RefusalReason.BROKER_UNREACHABLE,
+    RefusalReason.FRONTEND_DRAINING,
+    RefusalReason.FRONTEND_FULL,
+)
+"""That a frontend finds itself."""
+NO_BROKER = (RefusalReason.BROKER_UNREACHABLE, RefusalReason.BROKER_DRAINING)
 
 
 class CallRules:
@@ -37,6 +48,7 @@ class CallRules:
         if not call.is_open:
             raise ledger.breaks(ONCE, f"{ledger.short(call.job_id)} was over: {call.ending()}")
         self._check_time(call, frontend.reading())
+        self._check_source(call, frontend, end)
         call.end, call.ended_at = end, ledger.world.now
         ledger.world.tell(frontend.name, f"answers {ledger.short(call.job_id)}: {call.ending()}")
         match end:
@@ -65,6 +77,19 @@ class CallRules:
             detail = f"{self._ledger.short(call.job_id)} of {frontend.name}, {reading - latest:.3f} s late"
             raise self._ledger.breaks(IN_TIME, detail)
 
+    def _check_source(self, call: Call, frontend: "FrontendActor", end: JobEnd) -> None:
+        """An image is one from anywhere. Whether there will be none, only the broker knows that it is at."""
+        ledger = self._ledger
+        if isinstance(end, ImageDelivered) or frontend.listens_to is None:
+            return
+        if frontend.listens_to == call.at:
+            ledger.count(PRESENT)
+            return
+        is_own = call.answer_by <= frontend.reading() or getattr(end, "reason", None) in OWN_REASONS
+        if not is_own:
+            detail = f"{ledger.short(call.job_id)}: {end}"
+            raise ledger.breaks(PRESENT, detail)
+
     # --- Without an image ----------------------------------------------------------------------
 
     def _check_refusal(self, call: Call, frontend: "FrontendActor", reason: RefusalReason) -> None:
@@ -74,11 +99,23 @@ class CallRules:
             ledger.count(MISMATCH)
             if not any(is_other_of_key(other, call) for other in ledger.calls.values()):
                 raise ledger.breaks(MISMATCH, f"{ledger.short(call.job_id)} is refused without a reason")
+        if reason in NO_BROKER:
+            self._check_no_broker(call, frontend)
         leaves = reason is RefusalReason.FRONTEND_DRAINING and frontend.is_draining
         if leaves:
             ledger.abandon(call)
         elif call.accepted_at is not None:
             raise ledger.breaks(NOT_REFUSED, f"{ledger.short(call.job_id)}: {reason.value}")
+
+    def _check_no_broker(self, call: Call, frontend: "FrontendActor") -> None:
+        """Not while there is a broker that the frontend must have heard."""
+        ledger = self._ledger
+        ledger.count(REACHABLE)
+        patience_s = 2 * ledger.world.timing.broker_silent_s / MARGIN + 2.0
+        for broker in ledger.world.brokers:
+            is_old = max(broker.born_at, frontend.born_at) < ledger.world.now - patience_s
+            if is_old and not broker.is_draining and ledger.is_linked(broker, frontend, for_s=patience_s):
+                raise ledger.breaks(REACHABLE, f"{ledger.short(call.job_id)}, and {broker.name} is there")
 
     def _check_failure(self, call: Call, frontend: "FrontendActor", code: FailureCode) -> None:
         ledger = self._ledger
@@ -117,7 +154,7 @@ class CallRules:
             return
         if first is drawn:
             ledger.count(SAME_BYTES)
-        elif ledger.is_still_there(first):
+        elif call.at is not None and ledger.is_still_there(first, ledger.world.brokers[call.at]):
             ledger.count(SAME_BYTES)
             detail = f"{ledger.short(call.job_id)} got {ledger.short(drawn.execution_id)}"
             raise ledger.breaks(SAME_BYTES, f"{detail}, and {ledger.short(first.execution_id)} was there")

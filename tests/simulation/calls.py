@@ -9,7 +9,7 @@ from frontend.validation import ValidJob
 from proto.messages import ImageParameters, JobClaim
 
 if TYPE_CHECKING:
-    from simulation.actors import FrontendActor
+    from simulation.frontend_actor import FrontendActor
 
 Identity = tuple[object, ...]
 """Equal for two calls exactly when one execution may answer both."""
@@ -78,12 +78,22 @@ class Call:
     identity: Identity = field(init=False)
     answer_by: float = 0.0
     """Its deadline on its frontend's clock."""
+    at: int | None = None
+    """The broker that its frontend has submitted it to last."""
+    been_at: set[int] = field(default_factory=set)
+    """All brokers that it was ever submitted to."""
+    moved_at: float = -float("inf")
+    """When it was submitted to another broker than before."""
+    taken_at: float | None = None
+    """When its frontend first saw that the broker that it is at has taken it."""
+    deaf_since: float | None = None
+    """Since when the broker that it is at has certainly said nothing."""
     accepted_at: float | None = None
     """When its frontend first saw a view that lists it as taken."""
     accepted_by: bytes = b""
     """The epoch of the broker that took it first."""
     passed_on: bool = False
-    """A broker has sent its outcome."""
+    """The broker that it is at has sent its outcome."""
     submitted_accepted: bytes = b""
     """The epoch of the broker that has heard that it was accepted before."""
     end: JobEnd | None = None

@@ -13,16 +13,18 @@ from simulation.calls import Call
 from simulation.dispatch_rules import DispatchRules
 from simulation.fair_rules import FairRules
 from simulation.held_rules import HeldRules
-from simulation.invariants import NOT_REFUSED
+from simulation.invariants import MOVED, NOT_REFUSED
 from simulation.key_rules import KeyRules
 from simulation.ledger import Ledger
 from simulation.network import Connection
+from simulation.obedience import Obedience
 from simulation.progress_rules import ProgressRules
 from simulation.wish_rules import WishRules
 
 from frontend.actions import JobEnd
 from gpu_worker.engines.engine import EngineJob
 from proto.messages import (
+    FrontendReport,
     FrontendView,
     JobState,
     JobStatus,
@@ -37,7 +39,9 @@ from proto.messages import (
 from proto.notes import Note
 
 if TYPE_CHECKING:
-    from simulation.actors import BrokerActor, FrontendActor, WorkerActor
+    from simulation.broker_actor import BrokerActor
+    from simulation.frontend_actor import FrontendActor
+    from simulation.worker_actor import WorkerActor
     from simulation.world import World
 
 TAKEN = frozenset({JobState.QUEUED, JobState.RUNNING, JobState.ENDED})
@@ -52,6 +56,7 @@ class Checker:
         self._dispatches = DispatchRules(self._ledger)
         self._wishes = WishRules(self._ledger)
         self._held = HeldRules(self._ledger)
+        self._obedience = Obedience(self._ledger, self._held)
         self._progress = ProgressRules(self._ledger)
 
     @property
@@ -92,20 +97,35 @@ class Checker:
     def answered(self, frontend: "FrontendActor", call: Call, end: JobEnd) -> None:
         self._calls.answered(frontend, call, end)
 
-    def desk_received(self, frontend: "FrontendActor", message: Message) -> None:
+    def desk_sends(self, frontend: "FrontendActor", broker_index: int, message: Message) -> None:
+        if isinstance(message, Submit):
+            call = frontend.calls[message.claim.job_id]
+            if self._ledger.submitted(call, broker_index):
+                self._ledger.count(MOVED)
+                self._dispatches.forgotten(call)
+                self._fair.moved(call)
+
+    def desk_received(self, frontend: "FrontendActor", broker_index: int, message: Message) -> None:
         if not isinstance(message, FrontendView):
             return
         for status in message.jobs:
             call = frontend.calls.get(status.job_id)
-            if call is not None and call.is_open and call.accepted_at is None and status.state in TAKEN:
+            if call is None or not call.is_open or status.state not in TAKEN:
+                continue
+            if call.taken_at is None and call.at == broker_index:
+                call.taken_at = self._ledger.world.now
+            if call.accepted_at is None:
                 call.accepted_at, call.accepted_by = self._ledger.world.now, message.epoch
                 self._note_taken_over(call, status)
-                self._keys.accepted(call)
+                self._keys.accepted(call, self._ledger.world.brokers[broker_index])
 
     def _note_taken_over(self, call: Call, status: JobStatus) -> None:
-        """It gets what another call has left, drawn already: the key's other job need not wait for that."""
+        """It gets what is drawn already, or runs for another broker: it adds nothing to what the key has."""
         execution = self._ledger.executions.get(status.execution_id or b"")
-        if execution is not None and execution.claim.job_id != call.job_id and not execution.is_drawing:
+        if execution is None or execution.claim.job_id == call.job_id:
+            return
+        runs_elsewhere = len(self._ledger.world.brokers) > 1 and execution.epoch != call.accepted_by
+        if runs_elsewhere or not execution.is_drawing:
             self._ledger.unjudged.add(call.identity)
 
     # --- Workers -------------------------------------------------------------------------------
@@ -113,14 +133,19 @@ class Checker:
     def begun(self, worker: "WorkerActor", job: EngineJob) -> None:
         self._dispatches.begun(worker, job)
 
-    def worker_received(self, worker: "WorkerActor", message: Message) -> None:
-        if isinstance(message, WorkerView):
-            self._held.viewed(worker, message)
+    def worker_received(self, worker: "WorkerActor", broker_index: int, message: Message) -> None:
+        """Before it looks at it."""
+        self._obedience.received(worker, broker_index, message)
 
-    def worker_sends(self, worker: "WorkerActor", message: Message) -> None:
+    def worker_stepped(self, worker: "WorkerActor") -> None:
+        """What it was given to do is done."""
+        self._obedience.stepped(worker)
+
+    def worker_sends(self, worker: "WorkerActor", broker_index: int, message: Message) -> None:
         match message:
             case Outcome():
                 self._held.ended(worker, message)
+                self._obedience.pushed(broker_index, message)
             case WorkerReport():
                 self._held.reported(worker, message)
             case _:
@@ -132,12 +157,16 @@ class Checker:
         match message:
             case Submit(claim=claim, accepted=True) if claim.job_id in self._ledger.calls:
                 self._ledger.calls[claim.job_id].submitted_accepted = broker.epoch
+                self._fair.submitted(broker, message)
+            case FrontendReport():
+                self._wishes.left(broker, message)
             case WorkerReport():
                 self._dispatches.reported(broker, message)
+                self._wishes.reported(broker, message)
             case Outcome():
                 self._dispatches.ended(broker, message)
             case Refuse(execution_id=execution_id) if execution_id is not None:
-                self._dispatches.refused(execution_id)
+                self._dispatches.refused(broker, execution_id)
             case _:
                 pass
 
@@ -153,8 +182,8 @@ class Checker:
             case FrontendView():
                 self._note_ended(message)
                 self._fair.told(message)
-            case WorkerView():
-                self._wishes.viewed(message)
+            case WorkerView() if connection is not None:
+                self._wishes.viewed(broker, message, connection.peer)  # type: ignore[arg-type]
             case _:
                 pass
 
@@ -173,13 +202,15 @@ class Checker:
     def broker_noted(self, broker: "BrokerActor", note: Note) -> None:
         """Some of what it tells its operator says what it has given up."""
         if note.event in ("worker lost", "worker left"):
-            self._dispatches.worker_lost(note.fields["worker_id"])
+            self._dispatches.worker_lost(broker, note.fields["worker_id"])
+        if note.event in ("execution adopted", "image given again"):
+            self._dispatches.adopted(broker, note.fields["execution_id"])  # type: ignore[arg-type]
         if note.event in ("frontend lost", "frontend registered"):
             for frontend in self._ledger.world.frontends:
                 if frontend.name == note.fields["frontend_id"]:
                     self._dispatches.frontend_lost(broker, frontend)
                     self._fair.frontend_lost(broker, frontend)
 
-    def broker_died(self) -> None:
+    def broker_died(self, broker: "BrokerActor") -> None:
         self._ledger.broker_died_at = self._ledger.world.now
-        self._dispatches.broker_died()
+        self._dispatches.broker_died(broker)

@@ -25,7 +25,9 @@ from proto.failures import ENGINE_DEATHS, RETRYABLE_FAILURES, FailureCode
 from proto.messages import Outcome, Start, WorkerReport
 
 if TYPE_CHECKING:
-    from simulation.actors import BrokerActor, FrontendActor, WorkerActor
+    from simulation.broker_actor import BrokerActor
+    from simulation.frontend_actor import FrontendActor
+    from simulation.worker_actor import WorkerActor
 
 
 class DispatchRules:
@@ -74,25 +76,30 @@ class DispatchRules:
             sent_at=ledger.world.now,
             detached=start.claim.detach,
             current_for=broker.epoch,
+            owners={broker.epoch},
         )
-        self._check_alone(execution)
+        self._check_alone(broker, execution)
         if any(call.passed_on for call in ledger.waiting.get(execution.identity, ())):
             ledger.unjudged.add(execution.identity)  # Its image was lost on its way, and with its worker.
         self._dispatched_of[start.claim.job_id] += 1
+        primary = ledger.calls.get(start.claim.job_id)
+        if primary is not None and primary.at != broker.index:
+            # Its frontend has turned to another broker, and this one does not know it yet.
+            self._allowance[start.claim.job_id] += 1
         self._sent_to.setdefault(execution.worker.incarnation, []).append(execution)
         ledger.dispatched(execution)
 
-    def _check_alone(self, execution: Execution) -> None:
+    def _check_alone(self, broker: "BrokerActor", execution: Execution) -> None:
         """Nothing runs already that would answer the same calls."""
         ledger = self._ledger
         ledger.count(ONE_AT_A_TIME)
         for other in ledger.alike.get(execution.identity, ()):
             engine = other.worker.engine
-            is_known = other.reported_to == execution.epoch and not other.cancelled
+            is_known = broker.epoch in other.reported_to and broker.epoch not in other.cancelled_by
             if not other.is_running or not is_known or engine is None or engine.hangs:
                 continue
             since = min(other.sent_at, ledger.world.now - CALM_S)
-            if other.worker.is_calm_since(since) and ledger.is_calm(ledger.world.broker):
+            if other.worker.is_calm_with(broker.index, since) and ledger.is_calm(broker):
                 detail = f"{ledger.short(execution.execution_id)} beside {ledger.short(other.execution_id)}"
                 raise ledger.breaks(ONE_AT_A_TIME, f"{detail} on {other.worker.name}")
 
@@ -121,34 +128,43 @@ class DispatchRules:
     def reported(self, broker: "BrokerActor", report: WorkerReport) -> None:
         """What a worker says of the executions that were sent to it."""
         listed = {outcome.execution_id for outcome in report.held}
-        for outcome in report.held:
-            if outcome.is_unfinished:
-                self._ledger.executions[outcome.execution_id].reported_to = broker.epoch
-        if report.running is not None and not report.running.stopping:
-            listed.add(report.running.execution_id)
-            self._ledger.executions[report.running.execution_id].reported_to = broker.epoch
+        running = {outcome.execution_id for outcome in report.held if outcome.is_unfinished}
+        if report.running is not None:
+            execution = self._ledger.executions[report.running.execution_id]
+            if report.running.stopping:
+                execution.reported_to.pop(broker.epoch, None)
+            else:
+                running.add(execution.execution_id)
+        for execution_id in running:
+            listed.add(execution_id)
+            known_since = self._ledger.executions[execution_id].reported_to
+            known_since.setdefault(broker.epoch, self._ledger.world.now)
         for execution in self._sent_to.get(report.incarnation, ()):
-            if execution.execution_id not in listed and execution.current_for == broker.epoch:
-                self._came_to_nothing(execution)
+            if execution.execution_id not in listed:
+                self._came_to_nothing(broker, execution)
 
     def ended(self, broker: "BrokerActor", outcome: Outcome) -> None:
         execution = self._ledger.executions[outcome.execution_id]
         is_death = outcome.failure is not None and outcome.failure.code in ENGINE_DEATHS
         if is_death and execution.current_for == broker.epoch:
             self._crashes_of[(broker.epoch, execution.claim.job_id)] += 1
-        self._came_to_nothing(execution)
+        self._came_to_nothing(broker, execution)
 
-    def refused(self, execution_id: bytes) -> None:
-        self._came_to_nothing(self._ledger.executions[execution_id])
+    def refused(self, broker: "BrokerActor", execution_id: bytes) -> None:
+        self._came_to_nothing(broker, self._ledger.executions[execution_id])
 
-    def worker_lost(self, worker_id: object) -> None:
+    def adopted(self, broker: "BrokerActor", execution_id: bytes) -> None:
+        """Or its image is given again."""
+        self._ledger.executions[execution_id].owners.add(broker.epoch)
+
+    def worker_lost(self, broker: "BrokerActor", worker_id: object) -> None:
         for executions in self._sent_to.values():
             for execution in executions:
                 if execution.worker.name == worker_id:
-                    self._came_to_nothing(execution)
+                    self._came_to_nothing(broker, execution)
 
-    def _came_to_nothing(self, execution: Execution) -> None:
-        if execution.current_for:
+    def _came_to_nothing(self, broker: "BrokerActor", execution: Execution) -> None:
+        if execution.current_for == broker.epoch:
             execution.current_for, execution.returned_at = b"", self._ledger.world.now
 
     # --- Outcomes ------------------------------------------------------------------------------
@@ -177,12 +193,12 @@ class DispatchRules:
     def _check_given_up(self, broker: "BrokerActor", call: Call, outcome: Outcome, code: FailureCode) -> None:
         """By the broker itself: after all attempts, or when no worker came in time for another."""
         ledger = self._ledger
-        executions = ledger.alike.get(call.identity)
+        executions = [each for each in ledger.alike.get(call.identity, ()) if each.epoch == broker.epoch]
         if not executions or code not in RETRYABLE_FAILURES or outcome.attempts >= MAX_ATTEMPTS:
             return
         ledger.count(RETRIED)
         last = executions[-1]
-        if last.epoch != broker.epoch or last.returned_at is None:
+        if last.returned_at is None:
             return
         waited_s = ledger.world.now - last.returned_at
         if waited_s < 0.9 * ledger.world.timing.retry_wait_s:
@@ -190,22 +206,23 @@ class DispatchRules:
 
     # --- What is forgotten ---------------------------------------------------------------------
 
-    def broker_died(self) -> None:
+    def broker_died(self, broker: "BrokerActor") -> None:
         for call in self._ledger.open_calls.values():
-            self._forgotten(call)
+            if broker.index in call.been_at:
+                self.forgotten(call)
 
     def frontend_lost(self, broker: "BrokerActor", frontend: "FrontendActor") -> None:
         """Or back again: what was dispatched for it in the meantime, it has not heard of."""
-        frontend.lost_at = self._ledger.world.now
+        frontend.lost_at[broker.index] = self._ledger.world.now
         for call in frontend.calls.values():
-            if call.is_open:
+            if call.is_open and broker.index in call.been_at:
                 self._ledger.abandon(call)
                 self._ledger.unjudged.add(call.identity)
                 self._crashes_of[(broker.epoch, call.job_id)] = 0
-                self._forgotten(call)
+                self.forgotten(call)
 
-    def _forgotten(self, call: Call) -> None:
-        """Who has seen a dispatch may be gone, and its frontend has not."""
+    def forgotten(self, call: Call) -> None:
+        """Who has seen a dispatch may be gone or not be asked any more, and its frontend has not."""
         known = call.frontend.desk.jobs.get(call.job_id)
         attempts = 0 if known is None else known.attempts
         unseen = self._dispatched_of[call.job_id] - attempts

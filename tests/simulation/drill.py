@@ -1,6 +1,5 @@
 """One seed from its beginning to its end."""
 
-import random
 import traceback
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ from simulation.broken import InvariantBroken
 from simulation.clients import Clients
 from simulation.faults import Faults
 from simulation.invariants import RAISED
-from simulation.plan import Plan, draw_plan
+from simulation.plan import Plan, plan_of
 from simulation.stats import Stats
 from simulation.world import World
 
@@ -19,6 +18,7 @@ class Drill:
     """How a seed went."""
 
     seed: int
+    brokers: int
     stats: Stats
     broken: str | None
     """The invariant that did not hold."""
@@ -26,9 +26,12 @@ class Drill:
     story: list[str]
 
 
-def drill(seed: int, *, is_told: bool = False, self_checks: bool = True) -> Drill:
-    """Run the world of this seed, with its story or (much faster) without."""
-    plan = draw_plan(random.Random(f"plan {seed}"))
+def drill(seed: int, brokers: int | None = None, *, is_told: bool = False, self_checks: bool = True) -> Drill:
+    """Run the world of this seed, with its story or (much faster) without.
+
+    `brokers`: so many, whatever the seed says.
+    """
+    plan = plan_of(seed, brokers)
     world = make_world(seed, plan, is_told=is_told, self_checks=self_checks)
     broken, detail = None, ""
     try:
@@ -38,7 +41,7 @@ def drill(seed: int, *, is_told: bool = False, self_checks: bool = True) -> Dril
     except Exception as error:  # noqa: BLE001 - whatever a core raises is a finding
         broken, detail = RAISED, "".join(traceback.format_exception(error)[-3:])
     world.stats.world_s = world.now
-    return Drill(seed, world.stats, broken, detail, world.story.lines)
+    return Drill(seed, plan.brokers, world.stats, broken, detail, world.story.lines)
 
 
 def make_world(seed: int, plan: Plan, *, is_told: bool, self_checks: bool) -> World:
@@ -52,6 +55,7 @@ def make_world(seed: int, plan: Plan, *, is_told: bool, self_checks: bool) -> Wo
         through_codec=plan.through_codec,
         is_told=is_told,
         self_checks=self_checks,
+        brokers=plan.brokers,
     )
 
 

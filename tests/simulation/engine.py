@@ -18,7 +18,7 @@ from proto.failures import FailureCode
 from proto.messages import JobPhase, ModelCard
 
 if TYPE_CHECKING:
-    from simulation.actors import WorkerActor
+    from simulation.worker_actor import WorkerActor
 
 POISON, HUNGRY, HAUNTED = "poison", "hungry", "haunted"
 """Words in a prompt: it crashes every engine, never finds memory enough, makes every engine hang."""

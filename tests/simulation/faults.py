@@ -3,8 +3,12 @@
 import dataclasses
 from typing import TYPE_CHECKING, Final
 
-from simulation.actors import Actor, FrontendActor, Peer, WorkerActor
+from simulation.actor import Actor
+from simulation.broker_faults import BrokerFaults, busy_worker, cut, long_or_short_s, one_awake
 from simulation.engine import Temper
+from simulation.frontend_actor import FrontendActor
+from simulation.peer import Peer
+from simulation.worker_actor import WorkerActor
 
 from gpu_worker.actions import Exit
 from proto.messages import FrontendReport, Message, Outcome, Start, Submit, WorkerReport, WorkerView
@@ -51,27 +55,31 @@ class Faults:
         self._world, self._plan, self._rng = world, plan, world.rng
         self._is_on = False
         self._names = 0
+        self._brokers = BrokerFaults(world, plan)
         world.on_worker_exit = self._worker_exited
         world.after(0.5, self._supervise)
 
     def come(self) -> None:
         self._is_on = True
+        self._brokers.part()
         self._world.after(self._gap_s(), self._strike)
         self._change_weather()
 
     def mend(self) -> None:
         """Nothing breaks any more, and what is broken is made whole."""
         self._is_on = False
+        self._brokers.join()
         world = self._world
         world.network.conditions = self._plan.calm
         world.temper = dataclasses.replace(SOUND, step_s=self._plan.temper.step_s)
-        actors: list[Actor] = [world.broker, *world.peers()]
+        actors: list[Actor] = [*world.brokers, *world.peers()]
         for actor in actors:
             actor.trap = actor.dies_after = None
             if actor.frozen:
                 actor.thaw()
         for peer in list(world.peers()):
-            world.network.heal(peer)
+            for link in peer.links:
+                world.network.heal(link)
 
     # --- Weather and supervisors ---------------------------------------------------------------
 
@@ -86,8 +94,7 @@ class Faults:
     def _supervise(self) -> None:
         """Whatever is missing is started, sooner or later."""
         world, rng = self._world, self._rng
-        if not world.broker.alive:
-            world.after(rng.uniform(0.0, 2.0), world.start_broker)
+        self._brokers.supervise(is_hasty=not self._is_on)
         comes_back = self._plan.comes_back if self._is_on else 0.5
         present = {each.name for each in world.frontends if each.alive}
         missing = [f"f{n}" for n in range(self._plan.frontends) if f"f{n}" not in present]
@@ -123,8 +130,10 @@ class Faults:
         """False if there was nothing of the kind to break."""
         subject, _, rest = kind.partition(" ")
         match subject:
-            case "broker":
-                return self._break_broker(rest)
+            case "broker" | "brokers":
+                return self._brokers.strike(kind)
+            case "link":
+                return self._brokers.cut_link(rest)
             case "cut":
                 return self._cut(rest)
             case "worker" | "engine" | "idle":
@@ -137,46 +146,13 @@ class Faults:
                 return self._ambush(rest)
 
     def _one_of(self, actors: list):
-        awake = [each for each in actors if each.alive and not each.frozen]
-        return self._rng.choice(awake) if awake else None
+        return one_awake(actors, self._rng)
 
     def _long_or_short_s(self) -> float:
-        return self._rng.choice((self._rng.uniform(0.1, 3.0), self._rng.uniform(3.0, 15.0)))
-
-    def _break_broker(self, how: str) -> bool:
-        broker, rng = self._world.broker, self._rng
-        if not broker.alive or broker.frozen:
-            return False
-        match how:
-            case "killed":
-                broker.kill()
-            case "ends":
-                broker.drain()
-            case "frozen":
-                broker.freeze(self._long_or_short_s(), breaks=rng.random() < 0.5)
-            case "killed when it starts a job, and its worker frozen":
-                broker.trap = (self._starts_and_freezes, True)
-            case _:
-                broker.kill()
-                worker = self._busy_worker()
-                if worker is not None:
-                    self._world.after(rng.uniform(0.0, 1.0), worker.kill)
-        if not broker.alive and rng.random() < 0.5:
-            self._world.after(rng.uniform(0.0, 1.0), self._world.start_broker)
-        return True
-
-    def _starts_and_freezes(self, message: Message) -> bool:
-        """Nobody but the worker has heard of its execution, and it cannot tell the next broker."""
-        if not isinstance(message, Start):
-            return False
-        for worker in self._world.workers:
-            if worker.incarnation == message.incarnation:
-                self._world.after(self._rng.uniform(0.1, 1.0), worker.freeze, self._rng.uniform(4.0, 15.0))
-        return True
+        return long_or_short_s(self._rng)
 
     def _busy_worker(self) -> WorkerActor | None:
-        busy = [worker for worker in self._world.workers if worker.alive and worker.running is not None]
-        return self._rng.choice(busy) if busy else self._one_of(self._world.workers)
+        return busy_worker(self._world)
 
     def _break_worker(self, kind: str, worker: WorkerActor) -> bool:
         rng = self._rng
@@ -217,19 +193,19 @@ class Faults:
 
     def _cut(self, how: str) -> bool:
         victim: Peer | None = self._one_of(list(self._world.peers()))
-        if victim is None or victim.is_cut:
+        if victim is None or any(link.is_cut for link in victim.links):
             return False
         duration_s = self._long_or_short_s()
         self._world.tell(victim.name, f"is cut {how} for {duration_s:.1f} s")
-        up, down = how != "from the broker", how != "towards the broker"
-        self._world.network.cut(victim, up=up, down=down, duration_s=duration_s)
+        for link in victim.links:
+            cut(self._world, link, how, duration_s)
         return True
 
     def _ambush(self, how: str) -> bool:
         """Somebody dies between two actions of one step, or just before or after it sends something."""
         rng, world = self._rng, self._world
         role = rng.choice(("broker", "worker", "frontend"))
-        actor: Actor | None = world.broker
+        actor: Actor | None = self._brokers.one_of_all()
         if role != "broker":
             actor = self._one_of(world.workers if role == "worker" else world.frontends)
         if actor is None or not actor.alive:

@@ -8,7 +8,7 @@ from simulation.ledger import Ledger
 from proto.messages import Outcome, WorkerReport, WorkerView
 
 if TYPE_CHECKING:
-    from simulation.actors import WorkerActor
+    from simulation.worker_actor import WorkerActor
 
 
 class HeldRules:
@@ -30,16 +30,16 @@ class HeldRules:
             ledger.world.stats.images += 1
             ledger.held_bytes[worker.incarnation] += len(outcome.body)
 
-    def viewed(self, worker: "WorkerActor", view: WorkerView) -> None:
-        """A worker reads what its broker wants."""
+    def viewed(self, worker: "WorkerActor", view: WorkerView, spared: set[bytes]) -> None:
+        """A worker reads what a broker wants. `spared`: what it keeps all the same, for another one."""
         owed = self._owed.setdefault(worker.incarnation, {})
         kept = self._kept.setdefault(worker.incarnation, {})
-        for execution_id in view.keep:
+        for execution_id in set(view.keep) - spared:
             if owed.pop(execution_id, None) is not None:
                 self._released(execution_id)
                 if self._ledger.executions[execution_id].is_image:
                     kept[execution_id] = worker.reading()
-        for execution_id in view.release:
+        for execution_id in set(view.release) - spared:
             for listed in (owed, kept):
                 if listed.pop(execution_id, None) is not None:
                     self._released(execution_id)

@@ -26,6 +26,13 @@ DETACHED: Final = "what is detached is not cancelled"
 GRACE: Final = "what a lost frontend leaves behind goes on for a while"
 HELD: Final = "an outcome is held until it is released"
 KEPT: Final = "a kept image is kept"
+OBEYED: Final = "a worker ends nothing that another broker wants"
+PUSHED: Final = "an outcome goes to every broker that wants it"
+FOREIGN: Final = "a broker leaves alone what only others want"
+LET_GO: Final = "a broker ends nothing of a call that waits elsewhere now"
+PRESENT: Final = "a call fails only with the broker that it is at"
+MOVED: Final = "a call leaves a broker that says nothing"
+REACHABLE: Final = "no call ends for want of a broker while there is one"
 NOTICED: Final = "a dead peer is noticed"
 PROGRESS: Final = "an accepted job gets on"
 CORES: Final = "cores agree with themselves"
@@ -60,6 +67,13 @@ INVARIANTS: Final = (
     GRACE,
     HELD,
     KEPT,
+    OBEYED,
+    PUSHED,
+    FOREIGN,
+    LET_GO,
+    PRESENT,
+    MOVED,
+    REACHABLE,
     NOTICED,
     PROGRESS,
     CORES,

@@ -1,8 +1,16 @@
 """What a key may have: so many active jobs, and one image for an idempotency key."""
 
+from typing import TYPE_CHECKING
+
 from simulation.calls import Call
 from simulation.invariants import CALM_S, MISMATCH, ONE_A_KEY
 from simulation.ledger import Ledger
+
+if TYPE_CHECKING:
+    from simulation.broker_actor import BrokerActor
+
+REPORTED_S = 2.0
+"""What a broker has known for so long, it has counted."""
 
 
 def is_other_of_key(other: Call, call: Call) -> bool:
@@ -16,15 +24,15 @@ class KeyRules:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def accepted(self, call: Call) -> None:
-        """Its frontend has just seen that it was taken."""
+    def accepted(self, call: Call, broker: "BrokerActor") -> None:
+        """Its frontend has just seen that this broker has taken it."""
         self._check_limit(call)
         for other in self._ledger.open_calls.values():
             if is_other_of_key(other, call):
                 self._ledger.count(MISMATCH)
                 if self._is_active_beside(other, call) and not call.passed_on:
                     self._mismatch(call, other.job_id)
-        self._check_kept(call)
+        self._check_kept(call, broker)
 
     def _check_limit(self, call: Call) -> None:
         ledger = self._ledger
@@ -42,7 +50,7 @@ class KeyRules:
             names = ", ".join(ledger.short(other.job_id) for other in rivals.values())
             raise ledger.breaks(ONE_A_KEY, f"{call.wish.key} has {names} beside {ledger.short(call.job_id)}")
 
-    def _check_kept(self, call: Call) -> None:
+    def _check_kept(self, call: Call, broker: "BrokerActor") -> None:
         """No image of the same idempotency key, with other parameters, lies at a worker."""
         ledger, hashed = self._ledger, call.wish.idempotency_hash
         if hashed is None:
@@ -51,7 +59,7 @@ class KeyRules:
             if identity[:2] != (call.wish.key, hashed) or identity == call.identity:
                 continue
             was_kept = made.released_at is not None and made.released_at < call.opened_at - 2.0
-            if was_kept and ledger.is_still_there(made):
+            if was_kept and ledger.is_still_there(made, broker):
                 self._mismatch(call, made.execution_id)
 
     def _mismatch(self, call: Call, other: bytes) -> None:
@@ -62,7 +70,25 @@ class KeyRules:
         """Whether the broker that took the call must have known the other one, and counted it."""
         if other is call or other.accepted_at is None or other.passed_on or other.frontend.frozen:
             return False
-        if other.frontend.lost_at >= other.accepted_at or self._ledger.is_nearly_over(other):
+        if self._ledger.is_nearly_over(other):
             return False
-        is_known = self._ledger.is_calm(other.frontend, for_s=2 * CALM_S)
-        return other.accepted_by == call.accepted_by or is_known
+        if other.at != call.at:  # Brokers know of each other's jobs only what workers run.
+            return self._is_running_beside(other, call)
+        if other.at is None or other.frontend.lost_at.get(other.at, -1.0) >= other.accepted_at:
+            return False
+        settled_at = self._ledger.world.now - 2 * CALM_S
+        is_settled = other.frontend.is_calm_with(other.at, settled_at) and other.moved_at < settled_at
+        has_moved = len(other.been_at) > 1 or len(call.been_at) > 1
+        return is_settled or (other.accepted_by == call.accepted_by and not has_moved)
+
+    def _is_running_beside(self, other: Call, call: Call) -> bool:
+        """Whether the broker that took the call knew that a worker was running the other one."""
+        if call.at is None:
+            return False
+        ledger, known_since = self._ledger, call.opened_at - REPORTED_S
+        return any(
+            execution.is_drawing
+            and execution.reported_to.get(call.accepted_by, known_since) < known_since
+            and ledger.is_linked(ledger.world.brokers[call.at], execution.worker)
+            for execution in ledger.alike.get(other.identity, ())
+        )

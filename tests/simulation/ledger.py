@@ -1,7 +1,7 @@
 """What the checker has seen: the calls, the executions, and who was disturbed when."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from simulation.broken import InvariantBroken
@@ -11,7 +11,10 @@ from simulation.invariants import CALM_S, DRIFT, MARGIN
 from proto.messages import JobClaim
 
 if TYPE_CHECKING:
-    from simulation.actors import Actor, WorkerActor
+    from simulation.actor import Actor
+    from simulation.broker_actor import BrokerActor
+    from simulation.peer import Peer
+    from simulation.worker_actor import WorkerActor
     from simulation.world import World
 
 TOGETHER_S = 3.0
@@ -34,16 +37,18 @@ class Execution:
     is_image: bool = False
     detached: bool = False
     """Of its first claim, or of a later one."""
-    cancelled: bool = False
-    """A broker has asked for its end."""
+    cancelled_by: set[bytes] = field(default_factory=set)
+    """Epochs of the brokers that have asked for its end."""
+    owners: set[bytes] = field(default_factory=set)
+    """Epochs of the brokers that began it, adopted it, or gave its image again."""
     released_at: float | None = None
     """When its worker was first told that nobody waits for its outcome."""
     current_for: bytes = b""
-    """The epoch of the broker that counts on it, as far as its messages tell."""
+    """The epoch of the broker that dispatched it, while it counts on it, as far as its messages tell."""
     returned_at: float | None = None
     """When that broker learnt that it came to nothing."""
-    reported_to: bytes = b""
-    """The epoch of the broker that was told last that it runs."""
+    reported_to: dict[bytes, float] = field(default_factory=dict)
+    """Since when which brokers, by epoch, have been told that it runs, and nothing else since."""
 
     @property
     def is_running(self) -> bool:
@@ -84,6 +89,7 @@ class Ledger:
         self.held_bytes: Counter[bytes] = Counter()
         """By worker: of all images that it has made."""
         self.broker_died_at = 0.0
+        """When the last of them died."""
 
     def count(self, invariant: str) -> None:
         """It was put to the test."""
@@ -99,6 +105,11 @@ class Ledger:
         """Nothing was done to them or their links for so long."""
         since = self.world.now - for_s
         return all(actor.is_calm_since(since) for actor in actors)
+
+    def is_linked(self, broker: "BrokerActor", *peers: "Peer", for_s: float = CALM_S) -> bool:
+        """Nothing was done to the broker, to these peers or to their links with it for so long."""
+        since = self.world.now - for_s
+        return broker.is_calm_since(since) and all(peer.is_calm_with(broker.index, since) for peer in peers)
 
     # --- Calls ---------------------------------------------------------------------------------
 
@@ -117,6 +128,15 @@ class Ledger:
             if not waiting:
                 del self.waiting[call.identity]
         self.world.on_call_over(call)
+
+    def submitted(self, call: Call, broker_index: int) -> bool:
+        """True if it was at another broker before."""
+        before, call.at = call.at, broker_index
+        call.been_at.add(broker_index)
+        if before in (None, broker_index):
+            return False
+        call.moved_at, call.taken_at, call.passed_on, call.deaf_since = self.world.now, None, False, None
+        return True
 
     def abandon(self, call: Call) -> None:
         """Its frontend cannot answer it, or is believed to be lost."""
@@ -149,23 +169,33 @@ class Ledger:
         position = alike.index(execution)
         return [other for other in alike[:position] if other.may_answer] + alike[position + 1 :]
 
-    def patient_waiters(self, execution: Execution) -> list[Call]:
-        """Accepted calls with time left that this execution would answer; its broker must know of them."""
+    def patient_waiters(self, execution: Execution, broker: "BrokerActor") -> list[Call]:
+        """Accepted calls with time left that this execution would answer; this broker must know of them."""
         if self.rivals(execution):
             return []
         return [
             call
             for call in self.waiting.get(execution.identity, ())
-            if call.accepted_at is not None
-            and not call.passed_on
-            and self.world.now - call.accepted_at > 1.0
+            if not call.passed_on
             and not self.is_nearly_over(call, 2.0)
-            and self.is_calm(call.frontend)
+            and self.is_linked(broker, call.frontend)
+            and (self._is_taken(call) if call.at == broker.index else self._will_come(call, execution))
         ]
 
-    def is_still_there(self, made: Execution) -> bool:
-        """Whether its worker must have this image, and the broker must know of it."""
-        worker, broker, now, limits = made.worker, self.world.broker, self.world.now, self.world.limits
+    def _is_taken(self, call: Call) -> bool:
+        """Its broker knows that it was told."""
+        return call.taken_at is not None and self.world.now - call.taken_at > 1.0
+
+    def _will_come(self, call: Call, execution: Execution) -> bool:
+        """Its broker has died lately: it moves soon, to whoever is there, and finds the execution there."""
+        if call.at is None or call.accepted_at is None or self.world.brokers[call.at].alive:
+            return False
+        is_accepted = self.world.now - call.accepted_at > 1.0
+        return is_accepted and self.is_calm(call.frontend, execution.worker)
+
+    def is_still_there(self, made: Execution, broker: "BrokerActor") -> bool:
+        """Whether its worker must have this image, and this broker must know of it."""
+        worker, now, limits = made.worker, self.world.now, self.world.limits
         if made.ended_at is None or worker.is_leaving:
             return False
         # Of two that were under way at the same time only one is kept.
@@ -176,5 +206,5 @@ class Ledger:
             until = made.released_at + MARGIN * limits.kept_age_max_s
         is_room = self.held_bytes[worker.incarnation] < limits.held_bytes_max / 2
         calm_since = min(made.ended_at, now - CALM_S)
-        is_calm = worker.is_calm_since(calm_since) and broker.is_calm_since(calm_since)
+        is_calm = worker.is_calm_with(broker.index, calm_since) and broker.is_calm_since(calm_since)
         return now < until and is_room and is_calm and worker.runs <= limits.kept_max

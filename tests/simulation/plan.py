@@ -37,6 +37,18 @@ FAULTS: Final = (
     "broker killed when it starts a job, and its worker frozen",
 )
 
+FAULTS_OF_SEVERAL: Final = (
+    "brokers end in turn",
+    "brokers all killed",
+    "broker lost for good",
+    "broker cut from workers",
+    "broker cut from frontends",
+    "link cut towards the broker",
+    "link cut from the broker",
+    "link cut both ways",
+)
+"""Only where there are several brokers."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -69,9 +81,42 @@ class Plan:
     """Share of prompts that no engine survives, or has memory for."""
     steps_max: int
     through_codec: bool
+    brokers: int = 1
+    broker_comes_back: float = 1.0
+    """As `comes_back`, for one of several brokers."""
+    apart: float = 0.0
+    """Share of the links that are cut for as long as the storm lasts."""
+
+
+def plan_of(seed: int, brokers: int | None = None) -> Plan:
+    """`brokers`: so many, and not as many as the seed would have."""
+    plan = draw_plan(random.Random(f"plan {seed}"))
+    # Of their own, so that a seed with one broker is the world that it was before there were several.
+    rng = random.Random(f"brokers {seed}")
+    drawn = rng.choice((1, 1, 2, 2, 2, 3))
+    return _with_brokers(plan, drawn if brokers is None else brokers, rng)
+
+
+def _with_brokers(plan: Plan, brokers: int, rng: random.Random) -> Plan:
+    if brokers == 1:
+        return plan
+    kinds = [kind for kind in FAULTS_OF_SEVERAL if rng.random() < 0.3]
+    weights = {kind: rng.choice((1.0, 1.0, 3.0)) for kind in kinds}
+    if rng.random() < 0.5:  # Long jobs that many ask for, through frontends that use different brokers.
+        frontends, steps_max = max(2, plan.frontends), max(30, plan.steps_max)
+        plan = dataclasses.replace(plan, frontends=frontends, keyed=0.9, steps_max=steps_max)
+    return dataclasses.replace(
+        plan,
+        brokers=brokers,
+        broker_comes_back=rng.choice((1.0, 1.0, 0.1)),
+        apart=rng.choice((0.0, 0.0, 0.15, 0.4)),
+        # Sometimes nothing happens but to brokers and their links.
+        faults=weights if kinds and rng.random() < 0.25 else plan.faults | weights,
+    )
 
 
 def draw_plan(rng: random.Random) -> Plan:
+    """With one broker."""
     kinds = [kind for kind in FAULTS if rng.random() < 0.4] or [rng.choice(FAULTS)]
     slow = rng.random() < 0.4
     return Plan(

@@ -25,11 +25,11 @@ class Tally:
         self.broken += other.broken
 
 
-def run_batch(seeds: list[int], self_checks: bool) -> Tally:
+def run_batch(seeds: list[int], brokers: int | None, self_checks: bool) -> Tally:
     """In a process of its own. The stories are left out: a seed tells its own again."""
     tally = Tally()
     for seed in seeds:
-        done = drill(seed, self_checks=self_checks)
+        done = drill(seed, brokers, self_checks=self_checks)
         tally.stats.add(done.stats)
         if done.broken is not None:
             tally.broken.append(done)
@@ -51,6 +51,7 @@ def run_many(
     seconds: float | None,
     processes: int,
     *,
+    brokers: int | None,
     keep_going: bool,
     self_checks: bool,
 ) -> Tally:
@@ -59,7 +60,7 @@ def run_many(
     tally, queue = Tally(), batches(first, seeds)
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         running: set[Future[Tally]] = {
-            pool.submit(run_batch, batch, self_checks)
+            pool.submit(run_batch, batch, brokers, self_checks)
             for _, batch in zip(range(processes), queue, strict=False)
         }
         while running:
@@ -69,6 +70,7 @@ def run_many(
             is_over = (end is not None and time.monotonic() >= end) or (tally.broken and not keep_going)
             if not is_over:
                 running |= {
-                    pool.submit(run_batch, batch, self_checks) for _, batch in zip(done, queue, strict=False)
+                    pool.submit(run_batch, batch, brokers, self_checks)
+                    for _, batch in zip(done, queue, strict=False)
                 }
     return tally

@@ -21,6 +21,8 @@ class Stats:
     """Calls that got one."""
     endings: Counter[str] = field(default_factory=Counter)
     """Calls, by how they ended."""
+    brokers: Counter[str] = field(default_factory=Counter)
+    """Worlds, by how many they had."""
     faults: Counter[str] = field(default_factory=Counter)
     messages: Counter[str] = field(default_factory=Counter)
     """By what became of them."""
@@ -30,7 +32,7 @@ class Stats:
     def add(self, other: "Stats") -> None:
         for name in ("seeds", "world_s", "steps", "calls", "executions", "images", "delivered"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("endings", "faults", "messages", "checked"):
+        for name in ("endings", "brokers", "faults", "messages", "checked"):
             getattr(self, name).update(getattr(other, name))
 
     def told(self, invariants: Sequence[str], wall_s: float) -> str:
@@ -46,6 +48,7 @@ class Stats:
                 f" {self.images} images made, {per_image:.2f} executions per image"
             ),
             _line("calls ended", self.endings),
+            _line("brokers", self.brokers),
             _line("faults", self.faults),
             _line("messages", self.messages),
             "invariants, and how often each was put to the test:",

@@ -1,8 +1,9 @@
 """The three cores together when nothing goes wrong, or one thing at a time."""
 
 import pytest
-from simulation.actors import FrontendActor, WorkerActor
 from simulation.engine import HAUNTED, HUNGRY, POISON, Temper
+from simulation.frontend_actor import FrontendActor
+from simulation.worker_actor import WorkerActor
 from simulation.world import World
 
 from frontend.actions import ImageDelivered, JobGivenUp, JobRefused
@@ -438,5 +439,5 @@ def test_a_link_that_is_cut_one_way_costs_an_accepted_job_no_image(world, fronte
     call = world.ask(frontend, "key", "a cat", steps=12)
     world.run_until(lambda: worker.running is not None or other.running is not None, 1.0)
     busy = worker if worker.running else other
-    world.network.cut(busy, up=True, down=False, duration_s=20.0)
+    world.network.cut(busy.links[0], up=True, down=False, duration_s=20.0)
     assert isinstance(until_over(world, call, 20.0), ImageDelivered)

@@ -2,14 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-from simulation.invariants import DETACHED, GRACE, MARGIN, STOP_S, UNWANTED, WANTED
+from simulation.calls import Identity
+from simulation.invariants import DETACHED, FOREIGN, GRACE, LET_GO, MARGIN, STOP_S, UNWANTED, WANTED
 from simulation.ledger import Execution, Ledger
 
 from gpu_worker.slot import Busy
-from proto.messages import WorkerView
+from proto.messages import FrontendReport, WorkerReport, WorkerView
 
 if TYPE_CHECKING:
-    from simulation.actors import WorkerActor
+    from simulation.broker_actor import BrokerActor
+    from simulation.worker_actor import WorkerActor
 
 NEARLY_OVER_S = 4.0
 """Left of an execution's time: then its end needs no other reason."""
@@ -18,37 +20,92 @@ NEARLY_OVER_S = 4.0
 class WishRules:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self._wanted_elsewhere: dict[tuple[bytes, bytes], tuple[int, set[bytes]]] = {}
+        """By epoch and worker: the number of its latest report, and what it said that others want."""
 
-    def viewed(self, view: WorkerView) -> None:
+        self._let_go: dict[tuple[bytes, Identity], float] = {}
+        """By epoch and identity: when this broker was told, on its clock, that the call waits elsewhere."""
+
+    def reported(self, broker: "BrokerActor", report: WorkerReport) -> None:
+        of = (broker.epoch, report.incarnation)
+        if report.seq <= self._wanted_elsewhere.get(of, (0, set()))[0]:
+            return
+        named = {outcome.execution_id for outcome in report.held if outcome.wanted_elsewhere}
+        if report.running is not None and report.running.wanted_elsewhere:
+            named.add(report.running.execution_id)
+        self._wanted_elsewhere[of] = (report.seq, named)
+
+    def left(self, broker: "BrokerActor", report: FrontendReport) -> None:
+        """A frontend tells a broker which of its calls wait elsewhere now."""
+        for job_id in report.elsewhere:
+            call = self._ledger.calls.get(job_id)
+            if call is not None and call.wish.idempotency_hash is None:  # Nobody else can wait for it.
+                self._let_go.setdefault((broker.epoch, call.identity), broker.reading())
+                begun = self._ledger.alike.get(call.identity, ())
+                if any(each.epoch == broker.epoch for each in begun):
+                    self._ledger.count(LET_GO)
+
+    def viewed(self, broker: "BrokerActor", view: WorkerView, worker: "WorkerActor") -> None:
         """The broker tells a worker what it wants."""
+        self._check_foreign(broker, view, worker)
+        self._check_let_go(broker, view)
         for execution_id in view.cancel:
-            self._check_cancel(self._ledger.executions[execution_id])
+            self._check_cancel(broker, self._ledger.executions[execution_id])
         for execution_id in view.release:
             execution = self._ledger.executions[execution_id]
             is_encoded = execution.worker.is_encoding(execution_id)
-            if (execution.is_image or is_encoded) and self._is_calm(execution):
-                self._check_wanted(execution, "is dropped")
+            if (execution.is_image or is_encoded) and self._ledger.is_linked(broker, execution.worker):
+                self._check_wanted(broker, execution, "is dropped")
             if is_encoded:
-                execution.cancelled, execution.current_for = True, b""
+                self._ask_for_its_end(broker, execution)
 
-    def _is_calm(self, execution: Execution) -> bool:
-        return self._ledger.is_calm(execution.worker, self._ledger.world.broker)
+    def _check_foreign(self, broker: "BrokerActor", view: WorkerView, worker: "WorkerActor") -> None:
+        """It leaves alone what it has not begun or adopted, and another broker wants."""
+        ledger = self._ledger
+        _, named = self._wanted_elsewhere.get((broker.epoch, worker.incarnation), (0, set()))
+        for execution_id in named:
+            if broker.epoch in ledger.executions[execution_id].owners:
+                continue
+            ledger.count(FOREIGN)
+            for what in ("cancel", "release", "keep"):
+                if execution_id in getattr(view, what):
+                    detail = f"{broker.name} would {what} {ledger.short(execution_id)} of {worker.name}"
+                    raise ledger.breaks(FOREIGN, detail)
 
-    def _check_cancel(self, execution: Execution) -> None:
-        execution.cancelled, execution.current_for = True, b""
+    def _check_let_go(self, broker: "BrokerActor", view: WorkerView) -> None:
+        """What was begun for a call that has moved is left alone until its new broker can want it."""
+        ledger = self._ledger
+        for execution_id in (*view.cancel, *view.release):
+            execution = ledger.executions[execution_id]
+            told_at = self._let_go.get((broker.epoch, execution.identity))
+            is_current = execution.epoch == broker.epoch and execution.returned_at is None
+            if told_at is None or not is_current or execution.identity not in ledger.waiting:
+                continue
+            if broker.reading() - told_at < MARGIN * ledger.world.timing.rebuild_s:
+                detail = f"{broker.name} ends {ledger.short(execution_id)}"
+                raise ledger.breaks(LET_GO, detail)
+
+    @staticmethod
+    def _ask_for_its_end(broker: "BrokerActor", execution: Execution) -> None:
+        execution.cancelled_by.add(broker.epoch)
+        if execution.current_for == broker.epoch:
+            execution.current_for = b""
+
+    def _check_cancel(self, broker: "BrokerActor", execution: Execution) -> None:
+        self._ask_for_its_end(broker, execution)
         slot = execution.worker.session.slot
         is_in_engine = isinstance(slot, Busy) and slot.execution_id == execution.execution_id
-        if not is_in_engine or not self._is_calm(execution):
+        if not is_in_engine or not self._ledger.is_linked(broker, execution.worker):
             return
-        self._check_wanted(execution, "is cancelled")
+        self._check_wanted(broker, execution, "is cancelled")
         if slot.deadline - execution.worker.reading() > NEARLY_OVER_S:
             self._check_detached(execution)
-            self._check_grace(execution)
+            self._check_grace(broker, execution)
 
-    def _check_wanted(self, execution: Execution, what: str) -> None:
+    def _check_wanted(self, broker: "BrokerActor", execution: Execution, what: str) -> None:
         ledger = self._ledger
         ledger.count(WANTED)
-        waiters = ledger.patient_waiters(execution)
+        waiters = ledger.patient_waiters(execution, broker)
         if waiters:
             detail = f"{ledger.short(execution.execution_id)} {what}"
             raise ledger.breaks(WANTED, f"{detail}, and {ledger.short(waiters[0].job_id)} waits")
@@ -57,10 +114,10 @@ class WishRules:
         if execution.detached and not self._ledger.rivals(execution):
             raise self._ledger.breaks(DETACHED, f"{self._ledger.short(execution.execution_id)} is cancelled")
 
-    def _check_grace(self, execution: Execution) -> None:
+    def _check_grace(self, broker: "BrokerActor", execution: Execution) -> None:
         """Its last waiter was lost with its frontend; a client with an idempotency key may come back."""
         ledger, identity = self._ledger, execution.identity
-        is_alone = ledger.alike[identity] == [execution] and execution.epoch == ledger.world.broker.epoch
+        is_alone = ledger.alike[identity] == [execution] and execution.epoch == broker.epoch
         is_orphan = identity not in ledger.waiting and ledger.was_abandoned(identity)
         if execution.claim.idempotency_hash is None or not is_orphan or not is_alone:
             return
@@ -92,20 +149,25 @@ class WishRules:
         ledger.count(UNWANTED)
         world = ledger.world
         wanted_at = ledger.last_wanted_at.get(execution.identity, execution.sent_at)
-        since = max(wanted_at, ledger.broker_died_at, world.broker.born_at, execution.sent_at)
+        born_at = max(broker.born_at for broker in world.brokers)
+        since = max(wanted_at, ledger.broker_died_at, born_at, execution.sent_at)
         patience_s = self._patience_s(execution)
         if world.now - since <= patience_s / MARGIN:
             return
+        living = [broker for broker in world.brokers if broker.alive]
         everybody_knows = all(frontend.is_calm_since(since) for frontend in world.frontends)
-        if everybody_knows and ledger.is_calm(worker, world.broker, for_s=patience_s):
+        if living and everybody_knows and ledger.is_calm(worker, *living, for_s=patience_s):
             raise ledger.breaks(UNWANTED, f"{ledger.short(execution.execution_id)} on {worker.name}")
 
     def _patience_s(self, execution: Execution) -> float:
         """How long it may take until it is told to stop."""
         world, timing = self._ledger.world, self._ledger.world.timing
         patience_s = STOP_S + timing.rebuild_s
+        if len(world.brokers) > 1:  # The one that wanted it last may be gone; then others wait for claims.
+            patience_s += timing.broker_silent_s + timing.heartbeat_interval_s + timing.rebuild_s
         is_keyed = execution.claim.idempotency_hash is not None
-        if self._may_be_left_behind(execution) or (is_keyed and world.broker.born_at > 0):
+        is_any_young = any(broker.born_at > 0 for broker in world.brokers)
+        if self._may_be_left_behind(execution) or (is_keyed and is_any_young):
             patience_s += timing.peer_lost_s + (timing.orphan_grace_s if is_keyed else 0.0)
         return patience_s
 

@@ -10,15 +10,19 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from simulation.actors import NEVER, BrokerActor, FrontendActor, Peer, WorkerActor
+from simulation.actor import NEVER
 from simulation.broken import InvariantBroken
+from simulation.broker_actor import BROKER_NAMES, BrokerActor
 from simulation.calls import Call, Wish, wish
 from simulation.checker import Checker
 from simulation.clock import Clock
 from simulation.engine import Temper
+from simulation.frontend_actor import FrontendActor
 from simulation.network import PERFECT, Conditions, Connection, Network
+from simulation.peer import Peer
 from simulation.stats import Stats
 from simulation.story import Story, labelled, short, told_message, told_note
+from simulation.worker_actor import WorkerActor
 
 from gpu_worker.limits import SessionLimits
 from proto.messages import Message
@@ -52,6 +56,7 @@ class World:
         through_codec: bool = True,
         is_told: bool = True,
         self_checks: bool = True,
+        brokers: int = 1,
     ) -> None:
         """`drift`: by which share an actor's clock may be fast or slow. `self_checks`: those of the cores."""
         self.self_checks = self_checks
@@ -79,7 +84,13 @@ class World:
         self._due: list[tuple[float, int, Callable[..., object], tuple[object, ...]]] = []
         self._count = 0
         self._labels: dict[str, int] = {}
-        self.broker = BrokerActor(self, "b1")
+        self.stats.brokers[str(brokers)] += 1
+        self.brokers: list[BrokerActor] = []
+        """The latest life of each, in the order in which their peers know them."""
+        self.lost_for_good: set[int] = set()
+        """Brokers, by index, whose host is gone: nobody starts them again."""
+        for index in range(brokers):
+            self.brokers.append(BrokerActor(self, index, life=1))
         self.after(GAP_S, self._look_around)
 
     # --- Names and clocks ----------------------------------------------------------------------
@@ -99,6 +110,11 @@ class World:
         return short(identifier)
 
     # --- Actors --------------------------------------------------------------------------------
+
+    @property
+    def broker(self) -> BrokerActor:
+        """The first."""
+        return self.brokers[0]
 
     def peers(self) -> Iterator[Peer]:
         yield from self.workers
@@ -130,17 +146,18 @@ class World:
     def worker_exited(self, worker: WorkerActor) -> None:
         self.on_worker_exit(worker)
 
-    def start_broker(self) -> None:
-        if self.broker.alive:
+    def start_broker(self, index: int = 0) -> None:
+        former = self.brokers[index]
+        if former.alive or index in self.lost_for_good:
             return
-        self.broker = BrokerActor(self, f"b{int(self.broker.name[1:]) + 1}")
-        self.tell(self.broker.name, "starts")
+        broker = self.brokers[index] = BrokerActor(self, index, former.life + 1)
+        self.tell(broker.name, "starts")
         for peer in self.peers():
-            self.network.try_again(peer)
+            self.network.try_again(peer.links[index])
 
-    def restart_broker(self, away_s: float = 0.5) -> None:
-        self.broker.kill()
-        self.after(away_s, self.start_broker)
+    def restart_broker(self, index: int = 0, *, away_s: float = 0.5) -> None:
+        self.brokers[index].kill()
+        self.after(away_s, self.start_broker, index)
 
     # --- Clients -------------------------------------------------------------------------------
 
@@ -211,8 +228,7 @@ class World:
             return
         what = told_message(message)
         if what is not None:
-            to = "nobody" if connection is None else connection.peer.name
-            self.story.write(self.now, who, f"-> {'broker' if to == who else to}: {what}")
+            self.story.write(self.now, who, f"-> {_receiver(who, connection)}: {what}")
 
     def told(self, lines: int = 80) -> str:
         return f"seed {self.seed}, t = {self.now:.3f}\n{self.story.tail(lines)}"
@@ -220,3 +236,10 @@ class World:
     def breaks(self, invariant: str, detail: str) -> InvariantBroken:
         self.tell("CHECKER", f"{invariant}: {detail}")
         return InvariantBroken(invariant, detail)
+
+
+def _receiver(sender: str, connection: Connection | None) -> str:
+    if connection is None:
+        return "nobody"
+    peer = connection.peer.name
+    return BROKER_NAMES[connection.link.broker_index] if peer == sender else peer
