@@ -49,7 +49,9 @@ def _comma_separated(value: object) -> object:
     return [entry.strip() for entry in value.split(",")] if isinstance(value, str) else value
 
 
-def _each_once(endpoints: tuple[str, ...]) -> tuple[str, ...]:
+def _few_and_each_once(endpoints: tuple[str, ...]) -> tuple[str, ...]:
+    if len(endpoints) > BROKERS_MAX:
+        raise ValueError(f"{len(endpoints)} endpoints, at most {BROKERS_MAX}")
     twice = [endpoint for endpoint in endpoints if endpoints.count(endpoint) > 1]
     if twice:
         raise ValueError(f"{twice[0]} is named twice")
@@ -59,9 +61,8 @@ def _each_once(endpoints: tuple[str, ...]) -> tuple[str, ...]:
 BrokerEndpoints = Annotated[
     tuple[LoopbackEndpoint, ...],
     NoDecode,
-    Field(min_length=1, max_length=BROKERS_MAX),
     BeforeValidator(_comma_separated),
-    AfterValidator(_each_once),
+    AfterValidator(_few_and_each_once),
 ]
 """Where the brokers are, separated by commas; all of them are used, the first ones preferred."""
 

@@ -247,7 +247,6 @@ def test_brokers_are_separated_by_commas_and_their_order_is_kept(environment):
     ("value", "named"),
     [
         ("", "'': must stay on this host"),
-        (",", "'': must stay on this host"),
         (f"{ENDPOINTS[0]},", "'': must stay on this host"),
         (f"{ENDPOINTS[0]};{ENDPOINTS[1]}", "must stay on this host"),
         (f"{ENDPOINTS[0]},tcp://10.0.0.1:1", "'tcp://10.0.0.1:1': must stay on this host"),
@@ -257,6 +256,6 @@ def test_brokers_are_separated_by_commas_and_their_order_is_kept(environment):
 )
 def test_a_list_of_brokers_that_cannot_be_used(capsys, environment, value, named):
     environment["FLUX_EXAMPLE_BROKERS"] = value
-    lines = complaint(capsys)
-    assert lines[0].startswith("example: --brokers (FLUX_EXAMPLE_BROKERS): ")
-    assert named in lines[0]
+    (line,) = complaint(capsys)
+    assert line.startswith("example: --brokers (FLUX_EXAMPLE_BROKERS): ")
+    assert named in line
