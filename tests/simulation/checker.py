@@ -13,7 +13,7 @@ from simulation.calls import Call
 from simulation.dispatch_rules import DispatchRules
 from simulation.fair_rules import FairRules
 from simulation.held_rules import HeldRules
-from simulation.invariants import MOVED, NOT_REFUSED
+from simulation.invariants import MOVED, NOT_REFUSED, RIVAL
 from simulation.key_rules import KeyRules
 from simulation.ledger import Ledger
 from simulation.network import Connection
@@ -150,6 +150,16 @@ class Checker:
                 self._held.reported(worker, message)
             case _:
                 pass
+
+    def worker_exited(self, worker: "WorkerActor") -> None:
+        """It may be turned away for another life of its name, if that was there at the same time."""
+        if worker.exited is None or "worker_id" not in worker.exited.reason:
+            return
+        world = self._ledger.world
+        self._ledger.count(RIVAL)
+        others = (each for each in (*world.workers, *world.graves) if each.name == worker.name)
+        if not any(each is not worker and each.died_at > worker.born_at for each in others):
+            raise self._ledger.breaks(RIVAL, f"{worker.name}: {worker.exited.reason}")
 
     # --- The broker ----------------------------------------------------------------------------
 
