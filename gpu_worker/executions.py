@@ -139,12 +139,12 @@ class Executions:
         self.brokers.started(broker, start.execution_id)
         # Some waiter may have been promised the longer time.
         deadline = max(busy.deadline, now + start.claim.remaining_ms / 1000)
-        # Another broker may have seen less of the job.
+        # Another broker may have counted more, and have promised that it goes on alone.
         claim = dataclasses.replace(
             start.claim,
-            attempts=max(busy.claim.attempts, start.claim.attempts),
-            crashes=max(busy.claim.crashes, start.claim.crashes),
-            detach=busy.claim.detach or start.claim.detach,
+            detach=start.claim.detach or busy.claim.detach,
+            attempts=max(start.claim.attempts, busy.claim.attempts),
+            crashes=max(start.claim.crashes, busy.claim.crashes),
         )
         self.slot = dataclasses.replace(busy, claim=claim, deadline=deadline)
 

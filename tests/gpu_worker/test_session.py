@@ -1,7 +1,5 @@
 """The worker session with its broker: reports, one job at a time, outcomes, drain. Events in, actions out."""
 
-import dataclasses
-
 import pytest
 from samples.session_driver import INCARNATION, SessionDriver
 from samples.wire import CARD, PARAMETERS, READINGS, claim, identifier
@@ -198,14 +196,6 @@ def test_a_start_that_comes_again_says_whose_the_running_job_is_now(busy):
     assert running.claim.remaining_ms == pytest.approx(89_000, abs=200)
     busy.finished()
     assert busy.report().held[0].claim == wanted
-
-
-def test_a_start_of_a_broker_that_has_seen_less_of_the_job_takes_nothing_back(ready):
-    seen = claim(attempts=2, crashes=1, detach=True, idempotency_hash=bytes(16))
-    ready.start(claim=seen)
-    ready.start(claim=dataclasses.replace(seen, attempts=1, crashes=0, detach=False))
-    known = ready.session.slot.claim
-    assert (known.attempts, known.crashes, known.detach) == (2, 1, True)
 
 
 def test_a_start_that_comes_again_never_shortens_the_time(busy):
