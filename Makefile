@@ -13,7 +13,8 @@ help:
 	@echo "make serve   run the service in the foreground until Ctrl-C; API_KEYS=key1,key2 sets the keys"
 	@echo "make venv    only install, into .venv/"
 	@echo "make test    all checks and tests"
-	@echo "make clean   remove all that these have made"
+	@echo "make install for a host with systemd: PREFIX=/usr/local, DESTDIR=, COMPONENTS=\"broker frontend gpu_worker\""
+	@echo "make clean   remove all that demo, serve and test have made"
 	@echo "PYTHON=...   another Python than python3.11, at least 3.11"
 
 venv: $(VENV)/.installed
@@ -49,3 +50,5 @@ $(VENV)/.installed: $(VENV)/.made requirements/torch.txt requirements/deploy.txt
 	@$(PIP) -r requirements/torch.txt -r requirements/deploy.txt
 	@$(PIP) --no-deps -e .
 	@touch $@
+
+include deploy/install.mk

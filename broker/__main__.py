@@ -13,6 +13,7 @@ from proto.configuration import load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
 from proto.file_watch import keep_fresh
 from proto.key_file import KeyFileUnusable
+from proto.large_blocks import keep_large_blocks
 from proto.logs import configure_logging
 from proto.signals import on_end_signals, on_reload_signal
 
@@ -20,6 +21,7 @@ from proto.signals import on_end_signals, on_reload_signal
 def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(BrokerSettings, argv, "broker")
     configure_logging("broker", settings.log_level, settings.log_format)
+    keep_large_blocks()
     try:
         asyncio.run(_run(settings, _gatekeeper(settings)))
     except KeyFileUnusable as error:

@@ -24,6 +24,7 @@ from broker.events import (
 from broker.gatekeeper import Gatekeeper, RouteGuard
 from broker.ipc_path import why_not_bindable
 from broker.settings import BrokerSettings
+from broker.status_text import status_text
 from broker.turned_away import TurnedAway
 from proto.actor import Mailbox
 from proto.codec import (
@@ -53,6 +54,7 @@ from proto.messages import (
     WorkerReport,
 )
 from proto.notes import Note
+from proto.service_watch import ServiceWatch
 from proto.sockets import LoopSocket, SendResult, close_context
 from proto.violations import ViolationLog
 
@@ -78,6 +80,7 @@ class Router:
             timing=settings.timing,
             queue_limit=settings.queue_limit,
         )
+        self._core = core
         self._mailbox: Mailbox[Event, Action] = Mailbox(core, TimerFired(), self._perform)
         self._violations = {role: ViolationLog(role) for role in ("worker", "frontend")}
         self._dropped = 0
@@ -89,6 +92,15 @@ class Router:
         self._bind(self._workers, settings.workers_endpoint)
         self._bind(self._frontends, settings.frontends_endpoint)
         self._mailbox.tell(TimerFired())  # Its life begins.
+
+    @property
+    def status(self) -> str:
+        """One line for people."""
+        return status_text(self._core.state)
+
+    @property
+    def is_late(self) -> bool:
+        return self._mailbox.is_late()
 
     async def drain(self) -> None:
         """Say that the broker ends, and give the words time to leave."""
@@ -219,7 +231,8 @@ async def serve(settings: BrokerSettings, stop: asyncio.Event, gatekeeper: Gatek
     Raises:
         CannotBind: an endpoint is taken or cannot be had.
     """
-    with contextlib.closing(Router(settings, gatekeeper)) as router:
+    with contextlib.ExitStack() as cleanup:
+        router = cleanup.enter_context(contextlib.closing(Router(settings, gatekeeper)))
         log.info(
             "broker listens",
             broker_id=settings.broker_id,
@@ -227,6 +240,10 @@ async def serve(settings: BrokerSettings, stop: asyncio.Event, gatekeeper: Gatek
             frontends=settings.frontends_endpoint,
             public_key=None if gatekeeper is None else gatekeeper.public_key,
         )
+        service = ServiceWatch(status=lambda: router.status, is_well=lambda: not router.is_late)
+        cleanup.callback(service.close)
+        service.ready()
         await stop.wait()
+        service.stopping()
         await router.drain()
     log.info("broker stopped")

@@ -81,6 +81,10 @@ class BrokerClient:
     def broker_alive(self) -> bool:
         return self._desk.broker_alive(self._loop.time())
 
+    @property
+    def is_late(self) -> bool:
+        return self._mailbox.is_late()
+
     async def start(self) -> None:
         self._links = [
             BrokerLink(

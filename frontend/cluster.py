@@ -59,6 +59,10 @@ class Cluster(Protocol):
     def broker_alive(self) -> bool:
         """A broker has been heard of lately."""
 
+    @property
+    def is_late(self) -> bool:
+        """What it wanted to do at some time is long overdue: something keeps failing."""
+
     async def start(self) -> None:
         """Connect. Nothing needs to be there yet."""
 

@@ -46,6 +46,10 @@ class OpenCalls:
         if self._count == 0:
             self._none_open.set()
 
+    @property
+    def count(self) -> int:
+        return self._count
+
     async def all_answered(self) -> None:
         await self._none_open.wait()
 

@@ -22,7 +22,9 @@ from frontend.probes import GrpcProbe, ThisHost, authority, own_target, reachabl
 from frontend.rpc import OpenCalls
 from frontend.service import SERVICE_NAME, ImageGenService
 from frontend.settings import FrontendSettings
+from frontend.status_text import status_text
 from proto.messages import MAX_IMAGE_BYTES
+from proto.service_watch import ServiceWatch
 from proto.signals import on_end_signals
 
 REQUEST_MAX_BYTES: Final = 1024 * 1024
@@ -74,9 +76,16 @@ async def running_frontend(
         stack.push_async_callback(_end, publisher)
         await frontend_health.start()
         _log_start(settings, edge, grpc_port, http_port)
+        service = ServiceWatch(
+            status=lambda: status_text(cluster, open_calls, draining=not frontend_health.serving),
+            is_well=lambda: not cluster.is_late,
+        )
+        stack.callback(service.close)
+        service.ready()
         try:
             yield RunningFrontend(grpc_port=grpc_port, http_port=http_port)
         finally:
+            service.stopping()
             await _drain(settings, server, cluster, frontend_health, open_calls)
 
 

@@ -23,6 +23,7 @@ from gpu_worker.events import DrainRequested, EngineEvent, Event, FromBroker, Re
 from gpu_worker.limits import SessionLimits
 from gpu_worker.readings_thread import ReadingsThread
 from gpu_worker.session import Session
+from gpu_worker.status_text import status_text
 from proto.actor import Mailbox
 from proto.codec import MAX_HEADER_BYTES
 from proto.dealer import BrokerLink
@@ -31,6 +32,7 @@ from proto.keyring import Keyring
 from proto.logs import write_note
 from proto.messages import Message, Readings, Refuse, Start, WorkerView
 from proto.notes import Note
+from proto.service_watch import ServiceWatch
 from proto.sockets import close_context
 from proto.timing import Timing
 
@@ -69,6 +71,10 @@ class WorkerShell:
             brokers=len(broker_endpoints),
         )
         self._mailbox: Mailbox[Event, Action] = Mailbox(self._session, TimerFired(), self._perform)
+        self._service = ServiceWatch(
+            status=lambda: status_text(self._session, self._loop.time()),
+            is_well=lambda: not (self._mailbox.is_late() or self._session.is_stuck(self._loop.time())),
+        )
         self._links = [
             BrokerLink(endpoint, MAX_HEADER_BYTES, partial(self._on_message, broker), keyring)
             for broker, endpoint in enumerate(broker_endpoints)
@@ -80,6 +86,7 @@ class WorkerShell:
 
     async def run(self) -> Exit:
         """Serve until the session is over, and leave no process behind."""
+        self._service.start()
         self._mailbox.tell(TimerFired())
         self._readings.start()
         try:
@@ -91,6 +98,7 @@ class WorkerShell:
     def drain(self) -> None:
         """Finish what runs, then end; called again, end at once."""
         self._mailbox.tell(DrainRequested())
+        self._service.stopping()
 
     async def _close(self) -> None:
         self._mailbox.close()
@@ -104,11 +112,17 @@ class WorkerShell:
         for link in self._links:
             link.close()
         close_context()
+        self._service.close()
 
     # --- Between the session and the world -----------------------------------------------------
 
     def _on_readings(self, readings: Readings) -> None:
         self._mailbox.tell(ReadingsTaken(readings=readings))
+
+    def _on_engine_event(self, event: EngineEvent) -> None:
+        self._mailbox.tell(event)
+        if self._session.engine.model is not None:
+            self._service.ready()
 
     def _on_message(self, broker: int, message: Message) -> None:
         match message:
@@ -125,7 +139,7 @@ class WorkerShell:
                 self._links[broker].reconnect()
             case StartEngine(child=child):
                 self._engine_child = child
-                self._engine = self._make_engine(child, self._mailbox.tell)
+                self._engine = self._make_engine(child, self._on_engine_event)
                 self._engine.start()
             case KillEngine(child=child):
                 self._present_engine(child).kill()

@@ -49,6 +49,7 @@ class Dying:
     reason: str
     parameters_digest: bytes | None
     """Of the job that it was killed on, if there was one."""
+    since: float
 
 
 EngineState = Down | Loading | Ready | Dying
@@ -118,6 +119,10 @@ class EngineKeeper:
         """Whether it loads without progress for too long."""
         return isinstance(self.state, Loading) and now >= self.state.progress_at + self.limits.load_s
 
+    def immortal_at(self) -> float | None:
+        """From when on a killed process that has not ended counts as one that never will."""
+        return self.state.since + self.limits.kill_s if isinstance(self.state, Dying) else None
+
     def loading(self, activity: str, percent: int, now: float) -> bool:
         """True if there is something new to report."""
         if not isinstance(self.state, Loading):
@@ -140,7 +145,7 @@ class EngineKeeper:
         if isinstance(self.state, Ready):
             self.quarantine.image_finished()
 
-    def kill(self, reason: str, parameters_digest: bytes | None) -> int | None:
+    def kill(self, reason: str, parameters_digest: bytes | None, now: float) -> int | None:
         """The number of the process to kill; None if there is none, or it is being killed already.
 
         `parameters_digest` is that of the job in it, if there is one.
@@ -148,7 +153,7 @@ class EngineKeeper:
         if not isinstance(self.state, Loading | Ready):
             return None
         failures = self.state.failures if isinstance(self.state, Loading) else 0
-        self.state = Dying(self.state.child, failures, reason, parameters_digest)
+        self.state = Dying(self.state.child, failures, reason, parameters_digest, now)
         return self.state.child
 
     def gone(

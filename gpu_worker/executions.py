@@ -285,7 +285,7 @@ class Executions:
                 return
         if event.code is FailureCode.OUT_OF_MEMORY:
             # It has freed what it could, and tried again: what still fills the device goes with the process.
-            self.kill_engine(f"out of memory: {failure.detail}", None)
+            self.kill_engine(f"out of memory: {failure.detail}", None, now)
 
     def _end_stopped(self, stopping: Stopping, now: float) -> None:
         failure = JobFailed(code=stopping.code, detail=stopping.detail)
@@ -326,9 +326,9 @@ class Executions:
             case Busy(phase=phase) as busy if now >= busy.hung_at(self.limits):
                 detail = f"no progress in phase {phase.value} for {self.limits.of(phase):g} s"
                 self.slot = Stopping(busy, FailureCode.ENGINE_HUNG, detail, now)
-                self.kill_engine(detail, busy.claim)
+                self.kill_engine(detail, busy.claim, now)
             case Stopping(busy=busy) as stopping if now >= stopping.hung_at(self.limits):
-                self.kill_engine(f"did not stop within {now - stopping.since:.1f} s", busy.claim)
+                self.kill_engine(f"did not stop within {now - stopping.since:.1f} s", busy.claim, now)
             case _:
                 pass
 
@@ -339,11 +339,11 @@ class Executions:
         reason = f"no PNG of a finished image for {self.limits.decode_s:g} s"
         if isinstance(self.slot, Busy):  # What it draws beside that is not to blame.
             self.slot = Stopping(self.slot, FailureCode.WORKER_LOST, f"engine killed: {reason}", now)
-        self.kill_engine(reason, overdue.claim)
+        self.kill_engine(reason, overdue.claim, now)
 
-    def kill_engine(self, reason: str, blamed: JobClaim | None) -> None:
+    def kill_engine(self, reason: str, blamed: JobClaim | None, now: float) -> None:
         """`blamed`: the job that it is killed on, if it is that job's fault or the device's."""
-        child = self.engine.kill(reason, None if blamed is None else blamed.parameters_digest)
+        child = self.engine.kill(reason, None if blamed is None else blamed.parameters_digest, now)
         if child is not None:
             job_id = None if blamed is None else blamed.job_id
             self.outbox.note("engine process killed", "error", reason=reason, job_id=job_id)

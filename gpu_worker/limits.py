@@ -14,6 +14,8 @@ class SessionLimits:
     step_s: float = 60.0
     decode_s: float = 120.0
     cancel_s: float = 30.0
+    kill_s: float = 60.0
+    """For a killed engine process to end; in a call of its driver it can take its time."""
     backoff_s: float = 1.0
     """Before the second start in a row; doubled for each one more."""
     backoff_max_s: float = 60.0

@@ -15,18 +15,26 @@ class OwnGpu:
 
 
 def own_gpu(device: str, cuda_visible_devices: str | None) -> OwnGpu:
-    """What auto, cpu, cuda or cuda:N is, where the operator has limited the GPUs to these (None: has not).
+    """What `device` is, where the operator has limited the GPUs to these (None: has not).
 
-    A number beyond the operator's list gives no GPU, and the engine says that there is none.
+    A number beyond the operator's list gives no GPU, and the engine says that there is none. A UUID is taken
+    whatever the list says.
     """
     if device == "cpu":
         return OwnGpu("cpu", "")
+    if is_uuid(device):
+        return OwnGpu("cuda", device)
     kind, _, number = device.partition(":")
     position = int(number or 0)
     if cuda_visible_devices is None:
         return OwnGpu(kind, str(position))
     listed = list(_listed(cuda_visible_devices))
     return OwnGpu(kind, listed[position] if position < len(listed) else "")
+
+
+def is_uuid(device: str) -> bool:
+    """Of a GPU, or of a slice of one."""
+    return device.startswith(("GPU-", "MIG-"))
 
 
 def _listed(cuda_visible_devices: str) -> Iterator[str]:

@@ -18,6 +18,7 @@ from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.file_watch import keep_fresh
 from proto.key_file import KeyFileUnusable
 from proto.keyring import Keyring
+from proto.large_blocks import keep_large_blocks
 from proto.logs import configure_logging
 from proto.signals import on_end_signals, on_reload_signal
 
@@ -27,6 +28,7 @@ log = structlog.get_logger()
 def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(WorkerSettings, argv, "gpu_worker")
     configure_logging("worker", settings.log_level, settings.log_format)
+    keep_large_blocks()
     try:
         keyring = Keyring(settings.curve_key_file, settings.known_brokers_file, settings.broker_endpoints)
         choice = settings.engine_choice()

@@ -11,6 +11,7 @@ import structlog
 from pydantic import TypeAdapter
 
 from gpu_worker.engines.error_text import first_line
+from gpu_worker.own_gpu import is_uuid
 from proto.messages import GpuReading, Readings
 
 _MIB: Final = 1024 * 1024
@@ -205,9 +206,9 @@ def _reached(nvml: Nvml, call: Callable[[_A], _T], argument: _A) -> _T | None:
 
 
 def device_label(device: str, cuda_visible_devices: str | None, nvml: Nvml = pynvml) -> str:
-    """What `auto`, `cpu`, `cuda` or `cuda:N` is on this host: cpu, or gpu and the driver's number."""
-    if device == "cpu":
-        return "cpu"
+    """What `--device` is on this host: cpu, gpu and the driver's number, or the UUID that it is itself."""
+    if device == "cpu" or is_uuid(device):
+        return device
     position = int(device.partition(":")[2] or 0)
     handle = _handle_at(nvml, cuda_visible_devices, position)
     index = None if handle is None else _reached(nvml, nvml.nvmlDeviceGetIndex, handle)

@@ -123,6 +123,13 @@ class Session:
             instants.append(engine_deadline)
         return min(instants + self.executions.deadlines())
 
+    def is_stuck(self, now: float) -> bool:
+        """Whether it has done all that it can about an engine without progress, in vain: the killed process
+        does not end. Then only a new worker, or a person, can help.
+        """
+        immortal_at = self.engine.immortal_at()
+        return not self._over and immortal_at is not None and now >= immortal_at
+
     def _do_what_is_due(self, now: float) -> None:
         if self._over:
             return
@@ -253,7 +260,7 @@ class Session:
             self._outbox.add(StartEngine(child=child))
             self.contacts.report_soon(now)
         elif self.engine.hangs(now):
-            self.executions.kill_engine(f"no progress in loading for {self.limits.load_s:g} s", None)
+            self.executions.kill_engine(f"no progress in loading for {self.limits.load_s:g} s", None, now)
 
     # --- The end -------------------------------------------------------------------------------
 

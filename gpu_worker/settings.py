@@ -20,17 +20,20 @@ from gpu_worker.own_gpu import OwnGpu, own_gpu
 from gpu_worker.private_folder import claim_private_folder
 from gpu_worker.readings import device_label
 from proto.endpoints import BrokerEndpoints
+from proto.messages import MAX_IMAGE_BYTES
 from proto.network_settings import PeerSettings
 
-_DEVICE: Final = re.compile(r"auto|cpu|cuda(?::[0-9]{1,3})?")
+_DEVICE: Final = re.compile(r"auto|cpu|cuda(?::[0-9]{1,3})?|(?:GPU|MIG)-[0-9A-Za-z-]{1,36}")
+_GPU_NUMBER: Final = re.compile(r"[0-9]{1,3}")
 _WORKER_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _MIB: Final = 1024 * 1024
 
 
 def _device(value: str) -> str:
-    if _DEVICE.fullmatch(value) is None:
-        raise ValueError("must be auto, cpu, cuda or cuda:N with the number of a GPU")
-    return value
+    device = f"cuda:{value}" if _GPU_NUMBER.fullmatch(value) else value
+    if _DEVICE.fullmatch(device) is None:
+        raise ValueError("must be auto, cpu, cuda, cuda:N or N with the number of a GPU, or its UUID")
+    return device
 
 
 def _worker_id(value: str) -> str:
@@ -92,7 +95,7 @@ class WorkerSettings(PeerSettings):
         default_factory=user_cache_folder, description="folder in which the embedded model is kept"
     )
     device: Annotated[str, AfterValidator(_device)] = Field(
-        "auto", description="auto (the first GPU, otherwise the CPU), cpu, cuda or cuda:N"
+        "auto", description="auto (the first GPU, otherwise the CPU), cpu, cuda, cuda:N or N, or a GPU's UUID"
     )
     cuda_visible_devices: str | None = Field(
         None,
@@ -182,6 +185,13 @@ class WorkerSettings(PeerSettings):
     fake_gate: Path | None = Field(
         None, description="fake engine: no job gets beyond its first step while this file exists"
     )
+    fake_png_bytes: int = Field(
+        0,
+        ge=0,
+        le=MAX_IMAGE_BYTES,
+        description="fake engine: answer at once with a black PNG of this size, to measure what is around it;"
+        " 0: paint, bytes",
+    )
 
     @model_validator(mode="after")
     def _check_relations(self) -> Self:
@@ -192,7 +202,7 @@ class WorkerSettings(PeerSettings):
     @model_validator(mode="after")
     def _name_worker(self) -> Self:
         if not self.worker_id:
-            host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:100] or "host"
+            host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:80] or "host"
             label = device_label(self.device, self.cuda_visible_devices)
             # The settings are frozen for everybody else.
             object.__setattr__(self, "worker_id", f"{host}-{label}")
@@ -204,7 +214,11 @@ class WorkerSettings(PeerSettings):
         if engine == "auto" and "model_dir" in self.model_fields_set:
             engine = "flux"  # Whoever names a folder does not want another model without a word.
         fake = Fake(
-            step_s=self.fake_step_s, load_s=self.fake_load_s, faults=self.fake_faults, gate=self.fake_gate
+            step_s=self.fake_step_s,
+            load_s=self.fake_load_s,
+            faults=self.fake_faults,
+            gate=self.fake_gate,
+            png_bytes=self.fake_png_bytes,
         )
         choice = choose_engine(engine, model_dir=self.model_dir, cache_dir=self.cache_dir, fake=fake)
         if isinstance(choice, Embedded) and choice.cache_dir == temporary_cache_folder():

@@ -3,7 +3,10 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
+
+LATE_S: Final = 5.0
+"""A timer may be so late on a busy host."""
 
 Event = TypeVar("Event")
 Action = TypeVar("Action")
@@ -51,6 +54,11 @@ class Mailbox(Generic[Event, Action]):
         finally:
             self._busy = False
             self._arm()
+
+    def is_late(self) -> bool:
+        """Whether the core waits for its time although that has come long ago: something keeps failing."""
+        deadline = self._core.next_deadline()
+        return deadline is not None and not self._closed and self._loop.time() > deadline + LATE_S
 
     def close(self) -> None:
         self._closed = True

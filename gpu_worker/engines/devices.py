@@ -37,7 +37,7 @@ def device_title(device: torch.device, asked_for: str = "") -> str:
     """For people, who may know the GPU by another number than this process does."""
     if device.type != "cuda":
         return str(device)
-    name = asked_for if asked_for.startswith("cuda:") else str(device)
+    name = asked_for if asked_for.startswith(("cuda:", "GPU-", "MIG-")) else str(device)
     return f"{name} ({torch.cuda.get_device_name(device)})"
 
 

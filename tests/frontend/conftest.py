@@ -30,6 +30,7 @@ class ScriptedCluster:
         self._on_readiness = on_readiness
         self.ready_workers = 0
         self.broker_alive = True
+        self.is_late = False
         self.end = ImageDelivered(png=b"\x89PNG made up", inference_time_s=1.5, seed=7)
         self.picture = ServicePicture(
             brokers=(BrokerPicture(broker_id="b", standing=Standing.LIVE, gets_calls=True),)

@@ -25,6 +25,8 @@ from gpu_worker.own_gpu import OwnGpu, own_gpu
         ("cuda:2", "1,-1,0", OwnGpu("cuda", "")),
         ("auto", "", OwnGpu("auto", "")),
         ("auto", "-1", OwnGpu("auto", "")),
+        ("GPU-bb", None, OwnGpu("cuda", "GPU-bb")),
+        ("MIG-bb", "0", OwnGpu("cuda", "MIG-bb")),
     ],
 )
 def test_one_of_the_gpus_that_the_operator_allows(device: str, visible: str | None, expected: OwnGpu) -> None:

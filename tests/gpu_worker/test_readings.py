@@ -267,6 +267,8 @@ def test_the_installed_library_works_here() -> None:
         ("cuda:7", None, "gpu7"),
         ("auto", "", "cpu"),
         ("auto", "MIG-5", "gpu0"),
+        ("MIG-5", None, "MIG-5"),
+        ("GPU-22aa-bb", None, "GPU-22aa-bb"),
     ],
 )
 def test_device_labels(device: str, visible: str | None, label: str) -> None:

@@ -13,6 +13,7 @@ from gpu_worker.engines.engine import ModelUnusable
 from gpu_worker.limits import SessionLimits
 from gpu_worker.memory_plan import MemoryPlan
 from gpu_worker.model_store import Embedded, Fake
+from gpu_worker.own_gpu import OwnGpu
 from gpu_worker.settings import WorkerSettings
 from proto.configuration import load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION
@@ -55,6 +56,14 @@ def test_the_engine_sees_the_gpu_of_this_worker_alone() -> None:
     options = settings.engine_options
     assert (options.device, options.device_asked_for, options.cuda_visible_devices) == ("cuda", "cuda:1", "1")
     assert settings.own_gpu.visible == "1", "of the readings"
+    assert load("--device", "1") == settings
+
+
+def test_a_gpu_by_its_uuid() -> None:
+    uuid = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
+    settings = load("--device", uuid)
+    assert settings.own_gpu == OwnGpu("cuda", uuid)
+    assert settings.worker_id.endswith(uuid)
 
 
 @pytest.mark.parametrize(

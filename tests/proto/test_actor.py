@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from proto.actor import Mailbox
+from proto.actor import LATE_S, Mailbox
 
 LIMIT_S = 5.0
 
@@ -129,3 +129,14 @@ async def test_an_action_that_fails_does_not_stop_the_actor(core):
         mailbox.tell("a")
     await until(lambda: "timer" in core.events)
     mailbox.close()
+
+
+async def test_a_core_whose_timer_fails_again_and_again_is_late(core):
+    mailbox = Mailbox(core, "timer", lambda _: None)
+    assert not mailbox.is_late(), "nothing is due"
+    core.deadline = asyncio.get_running_loop().time() - LATE_S / 2
+    assert not mailbox.is_late(), "a busy host"
+    core.deadline -= LATE_S
+    assert mailbox.is_late()
+    mailbox.close()
+    assert not mailbox.is_late(), "it waits for nothing any more"
