@@ -44,9 +44,11 @@ class ApiKeys:
     def __len__(self) -> int:
         return len(self._clients)
 
-    def replace(self, clients: Clients) -> None:
-        """From now on these. Calls that were let in go on."""
+    def replace(self, clients: Clients) -> bool:
+        """From now on these; true if they are others. Calls that were let in go on."""
+        is_change = clients != self._clients
         self._clients = clients
+        return is_change
 
     def check(self, offered: Sequence[str]) -> Client | KeyProblem:
         """Judge what a call carries as its key; takes as long whatever is in it."""

@@ -1,49 +1,55 @@
 """What guards the frontend's ports: API keys and certificates, taken anew when their files change."""
 
-import asyncio
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Final
 
-from frontend.api_keys import ApiKeys, Clients, clients_of
+import structlog
+
+from frontend.api_keys import ApiKeys, clients_of
 from frontend.key_file import read_clients
+from frontend.operator_files import FileUnusable
 from frontend.settings import FrontendSettings
-from frontend.tls import ServerTls, TlsFiles
-from frontend.watched_files import WatchedFiles
+from frontend.tls import ServerTls
+from proto.file_watch import keep_fresh
 
-LOOK_INTERVAL_S: Final = 1.0
+log = structlog.get_logger()
+
+Load = Callable[[], bool]
+"""Reads files, and tells whether that changed anything. Raises `FileUnusable`, and leaves all as it was."""
 
 
 class Edge:
     def __init__(self, settings: FrontendSettings) -> None:
         """Raises `FileUnusable`."""
-        self._listed: Clients = clients_of(settings.keys)
-        self._files: list[WatchedFiles] = []
+        self._listed = clients_of(settings.keys)
         self.keys = ApiKeys(self._listed)
-        self.tls: ServerTls | None = None
-        if settings.tls_files is not None:
-            self.tls = self._watched_tls(settings.tls_files)
-        if settings.api_keys_file is not None:
-            self._watch_keys(settings.api_keys_file)
+        self.tls = None if settings.tls_files is None else ServerTls(settings.tls_files)
+        self._sources: list[tuple[str, tuple[Path, ...], Load]] = []
+        if self.tls is not None and settings.tls_files is not None:
+            self._sources.append(("certificate", settings.tls_files.paths, self.tls.load))
+        if (path := settings.api_keys_file) is not None:
+            self._sources.append(("API keys", (path,), partial(self._load_keys, path)))
+        for _, _, load in self._sources:
+            load()
 
-    def _watched_tls(self, files: TlsFiles) -> ServerTls:
-        tls = ServerTls(files)
-        self._files.append(WatchedFiles("certificate", files.paths, tls.load))
-        return tls
-
-    def _watch_keys(self, path: Path) -> None:
-        def load() -> None:
-            self.keys.replace({**self._listed, **read_clients(path)})
-
-        self._files.append(WatchedFiles("API keys", (path,), load))
+    def keep_fresh(self) -> None:
+        """From now on, for as long as the event loop runs."""
+        for what, paths, load in self._sources:
+            keep_fresh(paths, partial(_load_again, what, load))
 
     def read_again(self) -> None:
-        """All files, whether they have changed or not."""
-        for each in self._files:
-            each.read_again()
+        """Whatever the files look like. What cannot be used changes nothing, and is logged."""
+        for what, _, load in self._sources:
+            _load_again(what, load)
 
-    async def watch(self) -> None:
-        """Look after the files, until cancelled."""
-        while True:
-            await asyncio.sleep(LOOK_INTERVAL_S)
-            for each in self._files:
-                each.look()
+    def _load_keys(self, path: Path) -> bool:
+        return self.keys.replace({**self._listed, **read_clients(path)})
+
+
+def _load_again(what: str, load: Load) -> None:
+    try:
+        if load():
+            log.info("files read again", what=what)
+    except FileUnusable as error:
+        log.error("files not read again, what was there stays", what=what, why=str(error))

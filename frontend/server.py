@@ -25,7 +25,7 @@ from frontend.settings import FrontendSettings
 from frontend.status_text import status_text
 from proto.messages import MAX_IMAGE_BYTES
 from proto.service_watch import ServiceWatch
-from proto.signals import on_end_signals, on_reload_signal
+from proto.signals import on_end_signals
 
 REQUEST_MAX_BYTES: Final = 1024 * 1024
 """Far above any valid request: what is a little too long is to hear our error and not gRPC's."""
@@ -72,8 +72,8 @@ async def running_frontend(
         stack.push_async_callback(cluster.close)
         await cluster.start()
         await server.start()
-        for watch in (frontend_health.publish(), edge.watch()):
-            stack.push_async_callback(_end, asyncio.create_task(watch))
+        publisher = asyncio.create_task(frontend_health.publish())
+        stack.push_async_callback(_end, publisher)
         await frontend_health.start()
         _log_start(settings, edge, grpc_port, http_port)
         service = ServiceWatch(
@@ -103,7 +103,7 @@ async def run_until_signal(settings: FrontendSettings, connect: ConnectCluster) 
 
     on_end_signals(end)
     edge = Edge(settings)
-    on_reload_signal(edge.read_again)
+    edge.keep_fresh()
     async with running_frontend(settings, edge, connect):
         await stop.wait()
     log.info("stopped")
@@ -204,9 +204,9 @@ async def _drain(
     await server.stop(FLUSH_S)
 
 
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
+async def _end(publisher: asyncio.Task[None]) -> None:
+    publisher.cancel()
+    await asyncio.wait([publisher])
 
 
 def _log_start(settings: FrontendSettings, edge: Edge, grpc_port: int, http_port: int) -> None:

@@ -31,12 +31,13 @@ class ServerTls:
     def __init__(self, files: TlsFiles) -> None:
         """Nothing is read before `load`."""
         self._files = files
+        self._contents: tuple[bytes, ...] = ()
         self._for_grpc: grpc.ServerCertificateConfiguration
         self.https = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         """Asks clients for no certificate: scrapers and probes of a cluster seldom have one."""
 
-    def load(self) -> None:
-        """Read the files. Raises `FileUnusable`, and then everything is as it was."""
+    def load(self) -> bool:
+        """Read the files; true if they hold something new. Raises `FileUnusable`; then all is as it was."""
         certificate, private_key = read_file(self._files.certificate), read_file(self._files.private_key)
         private_key.require_secrecy("holds a private key")
         client_ca = read_file(self._files.client_ca) if self._files.client_ca else None
@@ -48,7 +49,10 @@ class ServerTls:
             [(private_key.content, certificate.content)], client_ca.content if client_ca else None
         )
         self._require_pair(self.https)
-        self._for_grpc = configuration
+        contents = tuple(each.content for each in (certificate, private_key, client_ca) if each is not None)
+        is_change = contents != self._contents
+        self._for_grpc, self._contents = configuration, contents
+        return is_change
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
         """For the gRPC port, which asks for the latest at every new connection, in a thread of gRPC's."""

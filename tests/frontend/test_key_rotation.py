@@ -65,8 +65,8 @@ async def test_a_broken_file_keeps_the_old_keys_and_says_what_is_wrong(start_fro
             frontend.edge.read_again()
         assert await ping(frontend, "old") is None
     problem = f"{path}: clients.alice.keys.1: a key consists of printable ASCII characters without spaces"
-    assert [(line["event"], line["problem"]) for line in lines] == [
-        ("files not usable, the old ones count", problem)
+    assert [(line["event"], line["why"]) for line in lines] == [
+        ("files not read again, what was there stays", problem)
     ]
 
 

@@ -13,7 +13,6 @@ from structlog.testing import capture_logs
 
 import image_gen_pb2
 import image_gen_pb2_grpc
-from frontend import edge
 from frontend.operator_files import FileUnusable
 from frontend.tls import ServerTls, TlsFiles
 
@@ -173,23 +172,16 @@ async def test_the_authority_of_clients_changes_too(start_frontend, files, first
         assert await ping(frontend.grpc_port, first, mine) == "Pong"
 
 
-async def test_changed_files_are_noticed(start_frontend, files, second, log_lines, monkeypatch, limit_s):
-    monkeypatch.setattr(edge, "LOOK_INTERVAL_S", 0.01)
-    async with start_frontend(**files.settings) as frontend:
-        files.write(*second.issue())
-        while (line := await log_lines.get())["event"] != "files read again":
-            assert line["event"] in {"serving", "files not usable, the old ones count"}
-        assert line["what"] == "certificate"
-        assert await ping(frontend.grpc_port, second, limit_s=limit_s) == "Pong"
-
-
 async def test_a_broken_certificate_changes_nothing_and_is_said(start_frontend, files, first, second):
     async with start_frontend(**files.settings) as frontend:
         files.private_key.write_bytes(second.issue()[1])
         with capture_logs() as lines:
             frontend.edge.read_again()
-        assert [(line["log_level"], line["problem"]) for line in lines] == [
-            ("error", f"{files.private_key}: is not the key of the certificate {files.certificate}")
+        assert [(line["event"], line["why"]) for line in lines] == [
+            (
+                "files not read again, what was there stays",
+                f"{files.private_key}: is not the key of the certificate {files.certificate}",
+            )
         ]
         assert await ping(frontend.grpc_port, first) == "Pong"
 

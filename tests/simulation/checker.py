@@ -13,7 +13,7 @@ from simulation.calls import Call
 from simulation.dispatch_rules import DispatchRules
 from simulation.fair_rules import FairRules
 from simulation.held_rules import HeldRules
-from simulation.invariants import MOVED, NOT_REFUSED
+from simulation.invariants import MOVED, NOT_REFUSED, RIVAL
 from simulation.key_rules import KeyRules
 from simulation.ledger import Ledger
 from simulation.network import Connection
@@ -103,6 +103,7 @@ class Checker:
             if self._ledger.submitted(call, broker_index):
                 self._ledger.count(MOVED)
                 self._dispatches.forgotten(call)
+                self._fair.moved(call)
 
     def desk_received(self, frontend: "FrontendActor", broker_index: int, message: Message) -> None:
         if not isinstance(message, FrontendView):
@@ -150,15 +151,25 @@ class Checker:
             case _:
                 pass
 
+    def worker_exited(self, worker: "WorkerActor") -> None:
+        """It may be turned away for another life of its name, if that was there at the same time."""
+        if worker.exited is None or "worker_id" not in worker.exited.reason:
+            return
+        world = self._ledger.world
+        self._ledger.count(RIVAL)
+        others = (each for each in (*world.workers, *world.graves) if each.name == worker.name)
+        if not any(each is not worker and each.died_at > worker.born_at for each in others):
+            raise self._ledger.breaks(RIVAL, f"{worker.name}: {worker.exited.reason}")
+
     # --- The broker ----------------------------------------------------------------------------
 
     def broker_received(self, broker: "BrokerActor", message: Message) -> None:
         match message:
             case Submit(claim=claim, accepted=True) if claim.job_id in self._ledger.calls:
                 self._ledger.calls[claim.job_id].submitted_accepted = broker.epoch
+                self._fair.submitted(broker, message)
             case FrontendReport():
                 self._wishes.left(broker, message)
-                self._fair.moved(broker, message)
             case WorkerReport():
                 self._dispatches.reported(broker, message)
                 self._wishes.reported(broker, message)

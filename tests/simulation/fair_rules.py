@@ -7,10 +7,11 @@ from simulation.calls import Call
 from simulation.invariants import FAIR
 from simulation.ledger import Ledger
 
-from proto.messages import FrontendReport, FrontendView, JobState, Start
+from proto.messages import FrontendView, JobState, Start, Submit
 
 if TYPE_CHECKING:
-    from simulation.actors import BrokerActor, FrontendActor
+    from simulation.broker_actor import BrokerActor
+    from simulation.frontend_actor import FrontendActor
 
 
 class FairRules:
@@ -19,9 +20,19 @@ class FairRules:
         self._queued_at: dict[bytes, dict[bytes, Counter[str]]] = {}
         """By epoch and call: how many jobs each other key has begun since it came, or its key had a turn."""
         self._begun: set[tuple[bytes, bytes]] = set()
-        """Epoch and job."""
+        """Epoch and job, as of those that an earlier broker had accepted."""
+        self._goes_first: set[tuple[bytes, bytes]] = set()
         self._seen: set[bytes] = set()
         """Executions."""
+
+    def submitted(self, broker: "BrokerActor", submit: Submit) -> None:
+        if submit.accepted:
+            self._goes_first.add((broker.epoch, submit.claim.job_id))
+
+    def moved(self, call: Call) -> None:
+        """To another broker: if it comes back, it is new there."""
+        for queued in self._queued_at.values():
+            queued.pop(call.job_id, None)
 
     def told(self, view: FrontendView) -> None:
         queued = self._queued_at.setdefault(view.epoch, {})
@@ -36,15 +47,17 @@ class FairRules:
         if start.execution_id in self._seen:
             return
         self._seen.add(start.execution_id)
-        is_first = (broker.epoch, job_id) not in self._begun
-        self._begun.add((broker.epoch, job_id))
-        if is_first and start.claim.attempts == 1 and not self._had_been_accepted(broker, job_id):
+        place = (broker.epoch, job_id)
+        has_turns = place not in self._begun and place not in self._goes_first and start.claim.attempts == 1
+        self._begun.add(place)
+        if has_turns:
             for waiting, begun in self._queued_at.get(broker.epoch, {}).items():
-                self._check(self._ledger.calls[waiting], key, begun)
+                self._check(broker, self._ledger.calls[waiting], key, begun)
         self._had_a_turn(broker.epoch, key)
 
-    def _check(self, call: Call, key: str, begun: Counter[str]) -> None:
-        if call.wish.key == key or not call.is_open or self._ledger.is_nearly_over(call):
+    def _check(self, broker: "BrokerActor", call: Call, key: str, begun: Counter[str]) -> None:
+        is_here = call.at is not None and self._ledger.world.brokers[call.at] is broker
+        if call.wish.key == key or not is_here or not call.is_open or self._ledger.is_nearly_over(call):
             return
         self._ledger.count(FAIR)
         begun[key] += 1
@@ -52,21 +65,10 @@ class FairRules:
             detail = f"{begun[key]} of {key} while {self._ledger.short(call.job_id)} of {call.wish.key} waits"
             raise self._ledger.breaks(FAIR, detail)
 
-    def _had_been_accepted(self, broker: "BrokerActor", job_id: bytes) -> bool:
-        """By an earlier broker: then it goes first, whoever has the turn."""
-        call = self._ledger.calls.get(job_id)
-        return call is None or call.submitted_accepted == broker.epoch
-
     def _had_a_turn(self, epoch: bytes, key: str) -> None:
         for waiting, begun in self._queued_at.get(epoch, {}).items():
             if self._ledger.calls[waiting].wish.key == key:
                 begun.clear()
-
-    def moved(self, broker: "BrokerActor", report: FrontendReport) -> None:
-        """Its calls that wait at another broker now wait here no more."""
-        queued = self._queued_at.get(broker.epoch, {})
-        for job_id in report.elsewhere:
-            queued.pop(job_id, None)
 
     def frontend_lost(self, broker: "BrokerActor", frontend: "FrontendActor") -> None:
         """What it waits for is over for the broker, or is submitted again."""

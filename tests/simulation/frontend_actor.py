@@ -90,6 +90,7 @@ class FrontendActor(Peer):
                 job=wish.job,
                 time_remaining_s=left_s,
                 key_job_limit=wish.key_limit,
+                key_queue_share=wish.queue_share,
                 idempotency_hash=wish.idempotency_hash,
                 detach=wish.detach,
                 job_time_s=DETACHED_S if wish.detach else None,

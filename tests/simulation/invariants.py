@@ -33,6 +33,7 @@ LET_GO: Final = "a broker ends nothing of a call that waits elsewhere now"
 PRESENT: Final = "a call fails only with the broker that it is at"
 MOVED: Final = "a call leaves a broker that says nothing"
 REACHABLE: Final = "no call ends for want of a broker while there is one"
+RIVAL: Final = "a worker without a rival is not turned away"
 NOTICED: Final = "a dead peer is noticed"
 PROGRESS: Final = "an accepted job gets on"
 CORES: Final = "cores agree with themselves"
@@ -74,6 +75,7 @@ INVARIANTS: Final = (
     PRESENT,
     MOVED,
     REACHABLE,
+    RIVAL,
     NOTICED,
     PROGRESS,
     CORES,

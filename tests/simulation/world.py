@@ -144,6 +144,7 @@ class World:
                 self.graves += dead
 
     def worker_exited(self, worker: WorkerActor) -> None:
+        self.checker.worker_exited(worker)
         self.on_worker_exit(worker)
 
     def start_broker(self, index: int = 0) -> None:
