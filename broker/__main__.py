@@ -11,7 +11,9 @@ from broker.router import CannotBind, serve
 from broker.settings import BrokerSettings
 from proto.configuration import load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
+from proto.file_watch import keep_fresh
 from proto.key_file import KeyFileUnusable
+from proto.large_blocks import keep_large_blocks
 from proto.logs import configure_logging
 from proto.signals import on_end_signals, on_reload_signal
 
@@ -19,6 +21,7 @@ from proto.signals import on_end_signals, on_reload_signal
 def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(BrokerSettings, argv, "broker")
     configure_logging("broker", settings.log_level, settings.log_format)
+    keep_large_blocks()
     try:
         asyncio.run(_run(settings, _gatekeeper(settings)))
     except KeyFileUnusable as error:
@@ -46,7 +49,7 @@ async def _run(settings: BrokerSettings, gatekeeper: Gatekeeper | None) -> None:
     on_end_signals(end)
     on_reload_signal(lambda: structlog.get_logger().info("reading keys and certificates again", on="SIGHUP"))
     if gatekeeper is not None:
-        on_reload_signal(gatekeeper.reload)
+        keep_fresh(gatekeeper.files, gatekeeper.reload)
     await serve(settings, stop, gatekeeper)
 
 

@@ -28,6 +28,10 @@ class Gatekeeper:
         self.turned_away = TurnedAway()
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        return self._key_file, self._authorized_keys_file
+
+    @property
     def public_key(self) -> str:
         return self._own.public
 

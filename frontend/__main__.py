@@ -13,19 +13,21 @@ from proto.configuration import load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
 from proto.key_file import KeyFileUnusable
 from proto.keyring import Keyring
+from proto.large_blocks import keep_large_blocks
 from proto.logs import configure_logging
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(FrontendSettings, argv, "frontend")
     configure_logging("frontend", settings.log_level, settings.log_format)
+    keep_large_blocks()
     try:
         keyring = Keyring(settings.curve_key_file, settings.known_brokers_file, settings.broker_endpoints)
     except KeyFileUnusable as error:
         print(f"frontend: {error}", file=sys.stderr)
         return EXIT_BAD_CONFIGURATION
     try:
-        asyncio.run(run_until_signal(settings, partial(BrokerClient, keyring=keyring), keyring.reload))
+        asyncio.run(run_until_signal(settings, partial(BrokerClient, keyring=keyring)))
     except CannotListen as error:
         print(f"frontend: {error}", file=sys.stderr)
         return EXIT_CANNOT_START

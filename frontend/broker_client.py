@@ -24,6 +24,7 @@ from frontend.settings import FrontendSettings
 from proto.actor import Mailbox
 from proto.codec import SLACK_BYTES
 from proto.dealer import BrokerLink
+from proto.file_watch import keep_fresh
 from proto.identifiers import new_identifier
 from proto.keyring import Keyring
 from proto.logs import write_note
@@ -87,6 +88,7 @@ class BrokerClient:
             )
             for broker, endpoint in enumerate(self._endpoints)
         ]
+        keep_fresh(self._keyring.files, self._keyring.reload)
         self._mailbox.tell(TimerFired())
         self._look_at_readiness()
 

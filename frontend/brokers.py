@@ -28,7 +28,7 @@ class Standing(IntEnum):
 
 
 KEEPS_CALLS: Final = Standing.REBUILDING
-"""A call stays with its broker as long as that one stands so or better; then it goes to one that does."""
+"""A call stays with its broker as long as that one stands so or better, and is not cut off from workers."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,6 +36,8 @@ class KnownBroker:
     contact: BrokerContact
     ready_workers: int = 0
     """With a loaded model, idle or busy, as it said last."""
+    changed_at: float = 0.0
+    """When it last lost the last of them, or got the first one."""
     draining: bool = False
     rebuilding: bool = False
     unreported_keys: set[str] = field(default_factory=set)
@@ -43,6 +45,8 @@ class KnownBroker:
 
     def viewed(self, view: FrontendView, now: float) -> bool:
         """Take what it says of itself; True if it is the first view on this connection."""
+        if bool(view.ready_workers) != bool(self.ready_workers):
+            self.changed_at = now
         self.ready_workers = view.ready_workers
         self.draining, self.rebuilding = view.draining, view.rebuilding
         return self.contact.viewed(view, now)
@@ -86,6 +90,22 @@ class Brokers:
 
     def standing(self, broker: int, now: float) -> Standing:
         return Standing.SILENT if self.is_double(broker) else self[broker].standing(now)
+
+    def keeps_calls(self, broker: int, now: float) -> bool:
+        """Whether its calls are to stay there."""
+        return self.standing(broker, now) <= KEEPS_CALLS and not self._is_cut_off(broker, now)
+
+    def _is_cut_off(self, broker: int, now: float) -> bool:
+        """It has long known of no ready worker, and another one of some: the workers cannot reach it."""
+        if self.standing(broker, now) is not Standing.WITHOUT_WORKERS or not self._is_settled(broker, now):
+            return False
+        return any(
+            self.standing(other, now) is Standing.LIVE and self._is_settled(other, now) for other in self
+        )
+
+    def _is_settled(self, broker: int, now: float) -> bool:
+        """It is not about to see what another one has seen a moment earlier."""
+        return now - self[broker].changed_at >= self.timing.broker_silent_s
 
     def is_double(self, broker: int) -> bool:
         """Another endpoint leads to the same broker, which would miss in one report what is in the other."""

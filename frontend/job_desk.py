@@ -20,7 +20,7 @@ from frontend.actions import (
     SendToBroker,
     SnapshotArrived,
 )
-from frontend.brokers import KEEPS_CALLS, Brokers, Standing
+from frontend.brokers import Brokers, Standing
 from frontend.desk_job import Accepted, DeskJob, Submitted
 from frontend.events import (
     DrainRequested,
@@ -214,10 +214,10 @@ class JobDesk:
     def _move_calls(self, now: float) -> None:
         """Away from brokers that can serve them no longer, if there is one that can."""
         to = self.contacts.best(now)
-        if self.contacts.standing(to, now) > KEEPS_CALLS:
+        if not self.contacts.keeps_calls(to, now):
             return
         for broker in self.contacts:
-            if self.contacts.standing(broker, now) > KEEPS_CALLS:
+            if not self.contacts.keeps_calls(broker, now):
                 calls = [job for job in self.jobs.values() if job.broker == broker]
                 self._move(calls, to, now)
 

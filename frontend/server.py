@@ -73,10 +73,8 @@ async def running_frontend(
             await _drain(settings, server, cluster, frontend_health, open_calls)
 
 
-async def run_until_signal(
-    settings: FrontendSettings, connect: ConnectCluster, reload: Callable[[], None] = lambda: None
-) -> None:
-    """Serve until SIGTERM or SIGINT, a second one of which ends the process at once; reload at SIGHUP."""
+async def run_until_signal(settings: FrontendSettings, connect: ConnectCluster) -> None:
+    """Serve until SIGTERM or SIGINT. A second signal ends the process at once."""
     stop = asyncio.Event()
 
     def end(signal_name: str) -> None:
@@ -85,7 +83,6 @@ async def run_until_signal(
 
     on_end_signals(end)
     on_reload_signal(lambda: log.info("reading keys and certificates again", on="SIGHUP"))
-    on_reload_signal(reload)
     async with running_frontend(settings, connect):
         await stop.wait()
     log.info("stopped")

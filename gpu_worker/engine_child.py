@@ -19,6 +19,7 @@ import structlog
 
 from gpu_worker.engine_pipe import CancelCommand, Command, EngineMessage, EngineOptions, LastWords, RunCommand
 from gpu_worker.engines.engine import (
+    Drawing,
     Engine,
     EngineBroken,
     EngineJob,
@@ -27,7 +28,6 @@ from gpu_worker.engines.engine import (
     NonFiniteImage,
     NotEnoughFreeMemory,
     OutOfDeviceMemory,
-    RgbImage,
 )
 from gpu_worker.engines.error_text import first_line
 from gpu_worker.engines.offline import prepare_environment
@@ -193,7 +193,7 @@ class EngineChild:
     def _run(self, engine: Engine, slot: _Slot) -> None:
         """One job, to its pixels or another end. Raises `EngineBroken`: the process's end is the job's."""
         try:
-            drawn, image = self._draw(engine, slot)
+            drawn, drawing = self._draw(engine, slot)
         except EngineBroken:
             raise
         except Exception as error:  # noqa: BLE001 - whatever an engine raises, the job has an end
@@ -206,9 +206,9 @@ class EngineChild:
         self._pngs.take_place()
         del self._slots[slot.job.execution_id]
         self._send(drawn)
-        self._pngs.give(DrawnImage(job=slot.job, pixels=image))
+        self._pngs.give(DrawnImage(job=slot.job, pixels=drawing.image, png=drawing.png))
 
-    def _draw(self, engine: Engine, slot: _Slot) -> tuple[EngineDrawn, RgbImage]:
+    def _draw(self, engine: Engine, slot: _Slot) -> tuple[EngineDrawn, Drawing]:
         job = slot.job
         started = time.perf_counter()
         drawing = engine.generate(job, self._progress_reporter(slot))
@@ -224,7 +224,7 @@ class EngineChild:
             inference_time_s=inference_time_s,
             text_cached=drawing.text_cached,
         )
-        return drawn, drawing.image
+        return drawn, drawing
 
     def _finish(self, image: DrawnImage) -> None:
         """In the third thread: make the PNG, and hand it over."""
@@ -239,7 +239,7 @@ class EngineChild:
             log.debug("nobody is left to take the PNG", job_id=short_id(image.job.job_id))
 
     def _encode(self, image: DrawnImage) -> EngineFinished | EngineFailed:
-        png = self._png_of(image)
+        png = self._png_of(image) if image.png is None else image.png
         if len(png) > MAX_IMAGE_BYTES:
             return self._failed(
                 image.job,
@@ -277,10 +277,16 @@ class EngineChild:
 def make_engine(choice: EngineChoice, options: EngineOptions) -> Engine:
     """The engine, its libraries imported but nothing loaded. Raises `ModelUnusable`, `ImportError`."""
     match choice:
-        case Fake(step_s=step_s, load_s=load_s, faults=faults, gate=gate):
+        case Fake():
             from gpu_worker.engines.fake import FakeEngine  # noqa: PLC0415
 
-            return FakeEngine(step_s=step_s, load_s=load_s, faults=faults, gate=gate)
+            return FakeEngine(
+                step_s=choice.step_s,
+                load_s=choice.load_s,
+                faults=choice.faults,
+                gate=choice.gate,
+                png_bytes=choice.png_bytes,
+            )
         case FluxFolder(path=path):
             # Before the imports, which take many seconds.
             check_flux_folder(path)

@@ -64,6 +64,7 @@ class Fake:
     load_s: float
     faults: bool
     gate: Path | None = None
+    png_bytes: int = 0
 
 
 EngineChoice = FluxFolder | Embedded | Fake

@@ -16,6 +16,8 @@ _PLACES: Final = 2
 class DrawnImage:
     job: EngineJob
     pixels: RgbImage
+    png: bytes | None = None
+    """Made already."""
 
 
 class PngThread:

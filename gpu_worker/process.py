@@ -15,8 +15,10 @@ from gpu_worker.readings import ReadingsTaker
 from gpu_worker.settings import WorkerSettings
 from proto.configuration import load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION
+from proto.file_watch import keep_fresh
 from proto.key_file import KeyFileUnusable
 from proto.keyring import Keyring
+from proto.large_blocks import keep_large_blocks
 from proto.logs import configure_logging
 from proto.signals import on_end_signals, on_reload_signal
 
@@ -26,6 +28,7 @@ log = structlog.get_logger()
 def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(WorkerSettings, argv, "gpu_worker")
     configure_logging("worker", settings.log_level, settings.log_format)
+    keep_large_blocks()
     try:
         keyring = Keyring(settings.curve_key_file, settings.known_brokers_file, settings.broker_endpoints)
         choice = settings.engine_choice()
@@ -57,7 +60,7 @@ async def _run(settings: WorkerSettings, choice: EngineChoice, keyring: Keyring)
 
     on_end_signals(end)
     on_reload_signal(lambda: log.info("reading keys and certificates again", on="SIGHUP"))
-    on_reload_signal(keyring.reload)
+    keep_fresh(keyring.files, keyring.reload)
     log.info("worker starts", worker_id=settings.worker_id, brokers=settings.broker_endpoints)
     over = await shell.run()
     if over.code:

@@ -20,6 +20,7 @@ from gpu_worker.own_gpu import OwnGpu, own_gpu
 from gpu_worker.private_folder import claim_private_folder
 from gpu_worker.readings import device_label
 from proto.endpoints import BrokerEndpoints
+from proto.messages import MAX_IMAGE_BYTES
 from proto.network_settings import PeerSettings
 
 _DEVICE: Final = re.compile(r"auto|cpu|cuda(?::[0-9]{1,3})?")
@@ -182,6 +183,13 @@ class WorkerSettings(PeerSettings):
     fake_gate: Path | None = Field(
         None, description="fake engine: no job gets beyond its first step while this file exists"
     )
+    fake_png_bytes: int = Field(
+        0,
+        ge=0,
+        le=MAX_IMAGE_BYTES,
+        description="fake engine: answer at once with a black PNG of this size, to measure what is around it;"
+        " 0: paint, bytes",
+    )
 
     @model_validator(mode="after")
     def _check_relations(self) -> Self:
@@ -204,7 +212,11 @@ class WorkerSettings(PeerSettings):
         if engine == "auto" and "model_dir" in self.model_fields_set:
             engine = "flux"  # Whoever names a folder does not want another model without a word.
         fake = Fake(
-            step_s=self.fake_step_s, load_s=self.fake_load_s, faults=self.fake_faults, gate=self.fake_gate
+            step_s=self.fake_step_s,
+            load_s=self.fake_load_s,
+            faults=self.fake_faults,
+            gate=self.fake_gate,
+            png_bytes=self.fake_png_bytes,
         )
         choice = choose_engine(engine, model_dir=self.model_dir, cache_dir=self.cache_dir, fake=fake)
         if isinstance(choice, Embedded) and choice.cache_dir == temporary_cache_folder():

@@ -30,6 +30,10 @@ class Keyring:
     def empty(cls) -> Self:
         return cls(None, None, ())
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(path for path in (self._key_file, self._known_brokers_file) if path is not None)
+
     def client_for(self, endpoint: str) -> CurveClient | None:
         return self._clients.get(endpoint)
 

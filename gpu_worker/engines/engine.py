@@ -66,6 +66,8 @@ class Drawing:
     image: "RgbImage"
     text_cached: bool | None = None
     """Whether the prompt had been encoded before; None where prompts are not encoded."""
+    png: bytes | None = None
+    """The finished file, where the engine has it already."""
 
 
 class Engine(Protocol):

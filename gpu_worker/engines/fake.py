@@ -31,6 +31,7 @@ from gpu_worker.engines.engine import (
     OutOfDeviceMemory,
     RgbImage,
 )
+from gpu_worker.png import encode_png
 from proto.messages import JobPhase, ModelCard
 
 _MAGIC: Final = b"FLUXFAKE"
@@ -93,14 +94,25 @@ class FakeEngine:
     """Takes `step_s` seconds a step and `load_s` to load; obeys fault markers if `faults`.
 
     While the file `gate` exists, no job gets beyond its first step: whoever made the file can look at a
-    running job, and break something, for as long as it takes.
+    running job, and break something, for as long as it takes. With `png_bytes` it paints nothing, and gives
+    a black PNG of that size, or a little more where that is too small, made beforehand.
     """
 
-    def __init__(self, *, step_s: float, faults: bool, load_s: float = 0.0, gate: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        step_s: float,
+        faults: bool,
+        load_s: float = 0.0,
+        gate: Path | None = None,
+        png_bytes: int = 0,
+    ) -> None:
         self._step_s = step_s
         self._faults = faults
         self._load_s = load_s
         self._gate = gate
+        self._png_bytes = png_bytes
+        self._blanks: dict[tuple[int, int], Drawing] = {}
 
     def load(self, on_progress: LoadProgress) -> ModelCard:
         for part in range(_LOADING_SLICES):
@@ -128,10 +140,19 @@ class FakeEngine:
             on_progress(JobPhase.STEP, step)
             self._stand_at_gate(step, on_progress)
         on_progress(JobPhase.DECODE, job.parameters.steps)
-        return Drawing(_paint(job))
+        return self._blank(job) if self._png_bytes else Drawing(_paint(job))
 
     def unload(self) -> None:
         pass
+
+    def _blank(self, job: EngineJob) -> Drawing:
+        size = (job.parameters.height, job.parameters.width)
+        if size not in self._blanks:
+            self._blanks.clear()
+            black = np.zeros((*size, 3), dtype=np.uint8)
+            padding = "x" * (self._png_bytes - len(encode_png(black, {"Comment": ""})))
+            self._blanks[size] = Drawing(black, png=encode_png(black, {"Comment": padding}))
+        return self._blanks[size]
 
     def _stand_at_gate(self, step: int, on_progress: JobProgress) -> None:
         """Alive, and open to a cancel."""

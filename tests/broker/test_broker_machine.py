@@ -97,6 +97,8 @@ class BrokerMachine(RuleBasedStateMachine):
                     self._look_at_wire(message)
                     if isinstance(message, Start):
                         self._look_at_start(route, message)
+                    if isinstance(message, WorkerView):
+                        self._look_at_view(route, message)
                 case SendToFrontend(message=message):
                     self._look_at_wire(message)
                     if isinstance(message, Outcome):
@@ -109,6 +111,16 @@ class BrokerMachine(RuleBasedStateMachine):
 
     def _look_at_wire(self, message) -> None:
         assert decode(encode(message)) == message, "a message that its receiver would drop"
+
+    def _look_at_view(self, route: bytes, view: WorkerView) -> None:
+        settled = {*view.cancel, *view.release, *view.keep}
+        assert not settled & set(view.wanted), "wanted, and not wanted"
+        assert set(view.resend) <= set(view.wanted), "asked for, and not wanted"
+        worker = self.broker.core.state.workers.by_route(route)
+        if worker is not None and worker.seq == worker.report.seq:
+            running = () if worker.report.running is None else (worker.report.running,)
+            theirs = {each.execution_id for each in (*running, *worker.report.held) if each.wanted_elsewhere}
+            assert not settled & theirs, "another broker wants it"
 
     def _look_at_start(self, route: bytes, start: Start) -> None:
         worker = self.broker.core.state.workers.by_incarnation(start.incarnation)
@@ -172,18 +184,29 @@ class BrokerMachine(RuleBasedStateMachine):
         started = self.some_start(worker, data)
         if started is not None and data.draw(st.booleans()):
             job = started.job_id.decode().rstrip(".")
-            changes["running"] = running(started.execution_id, job, claim=claimed(job))
+            changes["running"] = running(
+                started.execution_id, job, claim=claimed(job), wanted_elsewhere=data.draw(rarely)
+            )
         elif data.draw(rarely):
             job = data.draw(jobs)
-            changes["running"] = running(identifier(f"stray {worker}"), job, claim=claimed(job))
+            changes["running"] = running(
+                identifier(f"stray {worker}"),
+                job,
+                claim=claimed(job),
+                wanted_elsewhere=data.draw(st.booleans()),
+            )
         else:
             kept = [s for s in self.starts[-6:] if s.worker == worker and data.draw(st.booleans())]
-            changes["held"] = tuple(self._held(s, released=data.draw(rarely)) for s in kept)
+            changes["held"] = tuple(
+                self._held(s, released=data.draw(rarely), wanted_elsewhere=data.draw(rarely)) for s in kept
+            )
         self._report(worker, data.draw(st.sampled_from([1, 1, 1, 2, 0, -1])), **changes)
 
-    def _held(self, started: SentStart, *, released: bool) -> HeldOutcome:
+    def _held(self, started: SentStart, *, released: bool, wanted_elsewhere: bool) -> HeldOutcome:
         job = started.job_id.decode().rstrip(".")
-        return held(started.execution_id, job, claim=claimed(job), released=released and job in REPEATED)
+        released = released and job in REPEATED
+        changes = {"released": released, "wanted_elsewhere": wanted_elsewhere}
+        return held(started.execution_id, job, claim=claimed(job), **changes)
 
     def _report(self, worker: str, seq_step: int, **changes) -> None:
         incarnation = self.incarnation(worker)
@@ -297,14 +320,17 @@ class BrokerMachine(RuleBasedStateMachine):
             assert not was_known, "a known job was refused"
             assert self.broker.core.state.jobs.of_waiter(identifier(job)) is None
 
-    @rule(frontend=frontends, listed=st.sets(jobs), late=rarely)
-    def frontend_reports(self, frontend, listed, late) -> None:
+    @rule(frontend=frontends, listed=st.sets(jobs), moved=st.sets(jobs, max_size=2), late=rarely)
+    def frontend_reports(self, frontend, listed, moved, late) -> None:
         incarnation = identifier(frontend)
         seq = max(0, self.broker.seq(incarnation) - 3 * late)
         known = self.broker.core.state.frontends.get(incarnation)
         overtaken = known is not None and seq <= known.report_seq
         awaited = self.broker.core.state.jobs.waited_for_by(incarnation)
-        report = frontend_report(*sorted(listed), frontend_id=frontend, incarnation=incarnation, seq=seq)
+        elsewhere = tuple(identifier(job) for job in sorted(moved - listed))
+        report = frontend_report(
+            *sorted(listed), frontend_id=frontend, incarnation=incarnation, seq=seq, elsewhere=elsewhere
+        )
         self.broker.from_frontend(report, b"to " + frontend.encode())
         self.look()
         if overtaken or incarnation in self.broker.core.state.frontends.left:

@@ -200,6 +200,5 @@ async def test_reflection_lists_the_services_to_those_with_a_key(frontend):
     answers = [answer async for answer in reflect(iter([question]), metadata=frontend.key)]
     names = {service.name for service in answers[0].list_services_response.service}
     assert {"imagegen.ImageGen", "grpc.health.v1.Health"} <= names
-    with pytest.raises(grpc.aio.AioRpcError) as refusal:
-        _ = [answer async for answer in reflect(iter([question]))]
-    assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    # Without a question: writing into a call that has ended already looks like an error of the client's.
+    assert await reflect().code() is grpc.StatusCode.UNAUTHENTICATED

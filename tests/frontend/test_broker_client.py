@@ -14,7 +14,7 @@ from frontend.settings import FrontendSettings
 from frontend.validation import ValidJob
 from proto.codec import decode, encode
 from proto.failures import RefusalReason
-from proto.messages import Submit
+from proto.messages import FrontendReport, Snapshot, SnapshotRequest, Submit
 
 EXECUTION = identifier("execution")
 
@@ -107,3 +107,33 @@ async def test_closing_answers_who_waits_with_a_time_to_come_again(client, broke
     assert isinstance(end, JobRefused)
     assert end.reason is RefusalReason.FRONTEND_DRAINING
     assert end.retry_after_s
+
+
+async def test_a_picture_has_what_each_broker_says_and_waits_for_those_that_are_there(limit_s):
+    brokers = [Broker(limit_s), Broker(limit_s)]
+    endpoints = (*(broker.endpoint for broker in brokers), "tcp://127.0.0.1:1")
+    client = BrokerClient(FrontendSettings(api_keys="key", broker_endpoints=endpoints), lambda _ready: None)
+    await client.start()
+    try:
+        for number, broker in enumerate(brokers):
+            await broker.hears(FrontendReport)
+            await broker.says(frontend_view(epoch=identifier(number), broker_id=f"b{number}"))
+            await broker.hears(FrontendReport)  # It has taken the new epoch.
+        picture = asyncio.create_task(client.service_picture())
+        for number, broker in enumerate(brokers):
+            request = await broker.hears(SnapshotRequest)
+            await broker.says(snapshot(f"b{number}", request.seq))
+        seen = (await picture).brokers
+        assert [broker.broker_id for broker in seen] == ["b0", "b1", ""]
+        assert [broker.snapshot and broker.snapshot.broker_id for broker in seen] == ["b0", "b1", None]
+        assert [broker.standing.name for broker in seen] == ["LIVE", "LIVE", "UNHEARD"]
+        assert [broker.gets_calls for broker in seen] == [True, False, False]
+    finally:
+        await client.close()
+        for broker in brokers:
+            broker.close()
+
+
+def snapshot(broker_id, echo):
+    numbers = dict.fromkeys(("in_flight", "queued", "completed", "failed", "cancelled"), 0)
+    return Snapshot(broker_id=broker_id, epoch=EPOCH, echo=echo, rejected={}, **numbers)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from samples.desk_driver import INCARNATION, DeskDriver, epoch_of
 from samples.wire import (
     CARD,
     EPOCH,
@@ -34,7 +35,7 @@ from frontend.events import (
     TimerFired,
     WaiterLeft,
 )
-from frontend.job_desk import DRAIN_RETRY_S, GATHER_S, JobDesk
+from frontend.job_desk import DRAIN_RETRY_S, GATHER_S
 from frontend.validation import ValidJob
 from proto.codec import decode, encode
 from proto.failures import FailureCode, RefusalReason
@@ -51,99 +52,9 @@ from proto.messages import (
     SnapshotRequest,
     Submit,
 )
-from proto.timing import Timing
 
-INCARNATION = identifier("frontend 1")
 JOB = identifier("job")
 EXECUTION = identifier("execution")
-
-
-class DeskDriver:
-    """Tells the desk things, and keeps what it did about the latest of them."""
-
-    def __init__(self, max_open_jobs: int = 3) -> None:
-        self.now = 100.0
-        self.timing = Timing()
-        self.desk = JobDesk(
-            frontend_id="frontend",
-            incarnation=INCARNATION,
-            timing=self.timing,
-            started_at=self.now,
-            max_open_jobs=max_open_jobs,
-        )
-        self.actions: list[Any] = []
-
-    def tell(self, event: Any) -> list[Any]:
-        self.actions = self.desk.handle(event, self.now)
-        self.desk.check_invariants()
-        deadline = self.desk.next_deadline()
-        assert deadline is None or deadline > self.now, "a deadline in the past"
-        return self.actions
-
-    def after(self, duration_s: float, *, answered: bool = True) -> list[Any]:
-        """Let time pass; while `answered`, the broker has a view for every report, without jobs."""
-        end, happened = self.now + duration_s, []
-        while (deadline := self.desk.next_deadline()) is not None and deadline <= end:
-            self.now = deadline
-            happened += self.tell(TimerFired())
-            if answered and self.sent(FrontendReport):
-                happened += self.viewed()
-        self.now = end
-        self.actions = happened
-        return happened
-
-    def open(self, job: object = "job", remaining_s: float = 60.0, **changes: Any) -> list[Any]:
-        valid = ValidJob(prompt="a cät", parameters=PARAMETERS, digest=identifier("digest"))
-        event = JobOpened(
-            job_id=identifier(job),
-            key_fingerprint="key",
-            job=valid,
-            time_remaining_s=remaining_s,
-            **changes,
-        )
-        return self.tell(event)
-
-    def waiter_left(self, job: object = "job") -> list[Any]:
-        return self.tell(WaiterLeft(job_id=identifier(job)))
-
-    def heard(self, message: Any) -> list[Any]:
-        return self.tell(FromBroker(message=message))
-
-    def viewed(self, *statuses: JobStatus, echo: int | None = None, **changes: Any) -> list[Any]:
-        echo = self.desk.contacts[0].contact.seq if echo is None else echo
-        return self.heard(frontend_view(jobs=statuses, echo=echo, **changes))
-
-    def status(
-        self, state: JobState, job: object = "job", echo: int | None = None, **changes: Any
-    ) -> list[Any]:
-        return self.viewed(JobStatus(job_id=identifier(job), state=state, **changes), echo=echo)
-
-    def refused(self, reason: RefusalReason, job: object = "job", **changes: Any) -> list[Any]:
-        return self.heard(Refuse(reason=reason, job_id=identifier(job), **changes))
-
-    def sent(self, kind: type[Any]) -> list[Any]:
-        return [
-            action.message
-            for action in self.actions
-            if isinstance(action, SendToBroker) and isinstance(action.message, kind)
-        ]
-
-    def submit(self) -> Submit:
-        (submit,) = self.sent(Submit)
-        return submit
-
-    def report(self) -> FrontendReport:
-        (report,) = self.sent(FrontendReport)
-        return report
-
-    def ends(self) -> dict[bytes, Any]:
-        return {action.job_id: action.end for action in self.actions if isinstance(action, EndJob)}
-
-    def end(self, job: object = "job") -> Any:
-        return self.ends()[identifier(job)]
-
-    def of(self, kind: type[Any]) -> list[Any]:
-        return [action for action in self.actions if isinstance(action, kind)]
 
 
 @pytest.fixture
@@ -514,18 +425,21 @@ def test_a_snapshot_is_asked_for_and_handed_on(desk):
 JOBS = tuple(f"job {n}" for n in range(5))
 jobs = st.sampled_from(JOBS)
 rarely = st.integers(0, 9).map(lambda n: n == 0)
+some_broker = st.integers(0, 1)
 
 
 class DeskMachine(RuleBasedStateMachine):
     """Every job that was opened gets exactly one end, by its deadline, unless its waiter has left."""
 
+    brokers = 1
+
     def __init__(self) -> None:
         super().__init__()
-        self.driver = DeskDriver()
+        self.driver = DeskDriver(brokers=self.brokers)
         self.open: dict[bytes, float] = {}
         """Deadlines of the RPCs that wait."""
         self.count = 0
-        self.last_seq = 0
+        self.last_seq = [0] * self.brokers
 
     def tell(self, event) -> None:
         self.driver.tell(event)
@@ -534,12 +448,24 @@ class DeskMachine(RuleBasedStateMachine):
                 case EndJob(job_id=job_id):
                     assert job_id in self.open, "an end for nobody, or a second one"
                     del self.open[job_id]
-                case SendToBroker(message=message):
+                case SendToBroker(broker=broker, message=message):
                     assert decode(encode(message)) == message, "a message that the broker would drop"
-                    assert message.seq > self.last_seq
-                    self.last_seq = message.seq
+                    assert message.seq > self.last_seq[broker]
+                    self.last_seq[broker] = message.seq
+                    if isinstance(message, FrontendReport):
+                        self.look_at(message)
                 case _:
                     pass
+
+    def look_at(self, report) -> None:
+        assert not set(report.jobs) & set(report.elsewhere), "a job both here and elsewhere"
+        assert set(report.jobs) | set(report.elsewhere) <= set(self.open)
+
+    @invariant()
+    def each_job_is_at_one_broker(self) -> None:
+        for job in self.driver.desk.jobs.values():
+            assert job.broker in range(self.brokers)
+            assert job.broker not in job.left
 
     @invariant()
     def the_desk_has_the_jobs_that_wait(self) -> None:
@@ -580,30 +506,39 @@ class DeskMachine(RuleBasedStateMachine):
         behind=st.integers(0, 3),
         attempts=st.integers(0, 1000),
         new_epoch=rarely,
+        broker=some_broker,
+        standing=st.sampled_from(
+            [{}, {}, {}, {"draining": True}, {"rebuilding": True}, {"ready_workers": 0}]
+        ),
     )
-    def views(self, data, state, behind, attempts, new_epoch) -> None:
+    def views(self, data, state, behind, attempts, new_epoch, broker, standing) -> None:
+        broker %= self.brokers
         status = JobStatus(job_id=self.some_job(data), state=state, execution_id=EXECUTION, attempts=attempts)
         view = frontend_view(
             jobs=(status,),
-            echo=max(0, self.last_seq - behind),
-            epoch=identifier(f"epoch {self.count}") if new_epoch else EPOCH,
+            echo=max(0, self.last_seq[broker] - behind),
+            epoch=identifier(f"epoch {self.count} of {broker}") if new_epoch else epoch_of(broker),
+            **standing,
         )
-        self.tell(FromBroker(message=view))
+        self.tell(FromBroker(broker=broker, message=view))
 
-    @rule(data=st.data(), failure=st.none() | st.sampled_from(FailureCode))
-    def outcomes(self, data, failure) -> None:
+    @rule(data=st.data(), failure=st.none() | st.sampled_from(FailureCode), broker=some_broker)
+    def outcomes(self, data, failure, broker) -> None:
+        broker %= self.brokers
         job_id = self.some_job(data)
         outcome = image_outcome(EXECUTION, body=b"png")
         if failure is not None:
             outcome = failure_outcome(EXECUTION, JobFailed(code=failure))
-        was_open = job_id in self.open
-        self.tell(FromBroker(message=type(outcome)(**{**_fields(outcome), "job_id": job_id})))
-        assert (job_id in self.driver.ends()) == was_open, "the first outcome ends a job"
+        job = self.driver.desk.jobs.get(job_id)
+        is_over = job is not None and (failure is None or job.broker == broker)
+        self.tell(FromBroker(broker=broker, message=type(outcome)(**{**_fields(outcome), "job_id": job_id})))
+        has_moved = failure is FailureCode.WORKER_LOST and job is not None and job.broker != broker
+        assert (job_id in self.driver.ends()) == (is_over and not has_moved), "the first outcome ends a job"
 
-    @rule(data=st.data(), reason=st.sampled_from(RefusalReason), of_peer=rarely)
-    def refusals(self, data, reason, of_peer) -> None:
+    @rule(data=st.data(), reason=st.sampled_from(RefusalReason), of_peer=rarely, broker=some_broker)
+    def refusals(self, data, reason, of_peer, broker) -> None:
         job_id = None if of_peer else self.some_job(data)
-        self.tell(FromBroker(message=Refuse(reason=reason, job_id=job_id)))
+        self.tell(FromBroker(broker=broker % self.brokers, message=Refuse(reason=reason, job_id=job_id)))
 
     @rule()
     def asks(self) -> None:
@@ -636,6 +571,14 @@ DeskMachine.TestCase.settings = settings(
     max_examples=60, stateful_step_count=30, deadline=None, derandomize=True, database=None
 )
 test_anything_in_any_order = DeskMachine.TestCase
+
+
+class TwoBrokersMachine(DeskMachine):
+    brokers = 2
+
+
+TwoBrokersMachine.TestCase.settings = DeskMachine.TestCase.settings
+test_anything_in_any_order_from_two_brokers = TwoBrokersMachine.TestCase
 
 
 def test_its_own_refusals_are_counted_and_the_brokers_are_not(submitted):

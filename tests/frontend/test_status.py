@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -266,3 +267,88 @@ async def test_the_metrics_call_answers_the_picture(frontend):
     frontend.cluster.picture = full_picture()
     answer = await frontend.stub.Metrics(image_gen_pb2.MetricsRequest(), metadata=frontend.key)
     assert answer == metrics_response(service_status(full_picture()))
+
+
+# --- Several brokers ---------------------------------------------------------------------------
+
+
+def snapshot(*rows, **counters):
+    numbers = dict.fromkeys(("in_flight", "queued", "completed", "failed", "cancelled"), 0)
+    return Snapshot(
+        broker_id="b", epoch=bytes(16), echo=1, workers=rows, **{**numbers, "rejected": {}, **counters}
+    )
+
+
+def of_two(first, second, *, alive=(True, True), ages=(0.0, 0.0)):
+    brokers = (
+        broker(first, broker_id="b1", alive=alive[0], age_s=ages[0]),
+        broker(second, broker_id="b2", alive=alive[1], age_s=ages[1], gets_calls=False),
+    )
+    return service_status(ServicePicture(brokers=brokers))
+
+
+def test_counters_are_summed():
+    refused = {RefusalReason.NO_WORKERS: 2}
+    found = of_two(
+        snapshot(in_flight=1, queued=2, completed=3, failed=4, cancelled=5, rejected=refused, shed={"x": 1}),
+        snapshot(in_flight=10, queued=20, completed=30, failed=40, cancelled=50, rejected=refused),
+    )
+    assert (found.in_flight, found.queued) == (11, 22)
+    assert (found.completed, found.failed, found.cancelled) == (33, 44, 55)
+    assert (found.rejected, found.shed) == ({"NO_WORKERS": 4}, {"x": 1})
+
+
+def test_each_worker_has_one_row_from_the_broker_that_heard_it_last():
+    found = of_two(
+        snapshot(row("w1", "a", state="lost", report_age_ms=9000), row("w2", "a", report_age_ms=100)),
+        snapshot(row("w1", "a", state="busy", report_age_ms=200), row("w3", "a")),
+        ages=(0.0, 0.5),
+    )
+    assert [(worker.worker_id, worker.state) for worker in found.workers] == [
+        ("w1", "busy"),
+        ("w2", "ready"),
+        ("w3", "ready"),
+    ]
+    assert found.workers[0].report_age_s == 0.7
+
+
+def test_what_a_silent_broker_said_of_the_present_counts_no_more_and_what_it_counted_does():
+    found = of_two(
+        snapshot(row("gone", "a"), in_flight=1, queued=1, completed=3),
+        snapshot(row("w", "a"), completed=1),
+        alive=(False, True),
+        ages=(60.0, 0.5),
+    )
+    assert [worker.worker_id for worker in found.workers] == ["w"]
+    assert (found.in_flight, found.queued, found.completed, found.age_s) == (0, 0, 4, 0.5)
+
+
+def test_if_all_are_silent_their_last_words_are_shown():
+    found = of_two(snapshot(row("w", "a")), snapshot(), alive=(False, False), ages=(60.0, 50.0))
+    assert [worker.worker_id for worker in found.workers] == ["w"]
+    assert (found.broker_alive, found.worker_alive, found.age_s) == (False, False, 60.0)
+
+
+def test_each_broker_has_a_row_in_both_formats():
+    found = of_two(snapshot(in_flight=1, queued=2), None, alive=(True, False), ages=(0.25, 0.0))
+    assert [asdict(row) for row in found.brokers] == [
+        {
+            "broker_id": "b1",
+            "state": "live",
+            "gets_calls": True,
+            "in_flight": 1,
+            "queued": 2,
+            "age_s": 0.25,
+        },
+        {
+            "broker_id": "b2",
+            "state": "silent",
+            "gets_calls": False,
+            "in_flight": 0,
+            "queued": 0,
+            "age_s": None,
+        },
+    ]
+    first, second = metrics_response(found).brokers
+    assert (first.broker_id, first.state, first.gets_calls, first.age_seconds) == ("b1", "live", True, 0.25)
+    assert not second.HasField("age_seconds")

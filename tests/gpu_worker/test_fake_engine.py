@@ -163,3 +163,15 @@ def test_loading_tells_its_progress_and_the_card_warns() -> None:
     assert len(told) > 2
     assert card.engine == "fake"
     assert "tests only" in card.warning
+
+
+@pytest.mark.parametrize("size_bytes", [1, 5000, 1024 * 1024])
+def test_a_prepared_png_has_the_size_that_was_asked_for(size_bytes: int) -> None:
+    engine = FakeEngine(step_s=0, faults=False, png_bytes=size_bytes)
+    drawing = engine.generate(job(height=48, width=80), lambda _phase, _step: None)
+    assert drawing.png is not None
+    with Image.open(io.BytesIO(drawing.png)) as image:
+        assert image.size == (80, 48)
+        assert np.array_equal(np.asarray(image), drawing.image)
+    assert size_bytes <= len(drawing.png) <= max(size_bytes, 300)
+    assert engine.generate(job(height=48, width=80), lambda _phase, _step: None) is drawing

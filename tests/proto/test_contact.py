@@ -75,3 +75,11 @@ def test_a_fresh_connection_gets_its_own_time(contact):
 def test_numbers_grow(contact):
     assert [contact.next_seq() for _ in range(3)] == [1, 2, 3]
     assert contact.seq == 3
+
+
+def test_a_broker_is_heard_from_its_first_view_until_it_is_silent(contact):
+    assert not contact.is_heard(100.1)
+    contact.viewed(worker_view(broker_id="b1"), 100.2)
+    assert contact.broker_id == "b1"
+    assert contact.is_heard(100.1 + TIMING.broker_silent_s)
+    assert not contact.is_heard(100.3 + TIMING.broker_silent_s)

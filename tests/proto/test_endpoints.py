@@ -5,7 +5,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from proto.configuration import load_settings
-from proto.endpoints import IPC_PATH_MAX_BYTES, BrokerEndpoints, ListenEndpoint
+from proto.endpoints import BROKERS_MAX, IPC_PATH_MAX_BYTES, BrokerEndpoints, ListenEndpoint
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.network_settings import NetworkSettings
 
@@ -136,7 +136,29 @@ def test_what_is_no_endpoint_is_named(capsys, endpoint, allowed):
     assert "leaves this host" not in line
 
 
-def test_brokers_are_few_and_different(capsys):
-    assert "named twice" in complaint(capsys, "--brokers=tcp://127.0.0.1:1,tcp://127.0.0.1:1")
-    many = ",".join(f"tcp://127.0.0.1:{port}" for port in range(1, 10))
-    assert "1 to 8 brokers, not 9" in complaint(capsys, f"--brokers={many}")
+SEVERAL = ("tcp://127.0.0.1:5560", "tcp://[::1]:5560", "ipc:///run/flux/standby")
+
+
+def test_brokers_are_separated_by_commas_and_their_order_is_kept(environment):
+    environment["FLUX_EXAMPLE_BROKERS"] = ", ".join(SEVERAL)
+    assert load().brokers == SEVERAL
+    assert load("--brokers", ",".join(reversed(SEVERAL))).brokers == SEVERAL[::-1]
+    assert load("--brokers", SEVERAL[0]).brokers == SEVERAL[:1]
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ("", "'': expected: tcp://"),
+        (f"{SEVERAL[0]},", "'': expected: tcp://"),
+        (f"{SEVERAL[0]};{SEVERAL[1]}", "expected: tcp://"),
+        (f"{SEVERAL[0]},tcp://10.0.0.1:1", "'tcp://10.0.0.1:1': leaves this host"),
+        (f"{SEVERAL[0]},{SEVERAL[2]},{SEVERAL[0]}", f"{SEVERAL[0]} is named twice"),
+        (",".join(f"tcp://127.0.0.1:{port}" for port in range(1, BROKERS_MAX + 2)), "1 to 8 brokers, not 9"),
+    ],
+)
+def test_a_list_of_brokers_that_cannot_be_used(capsys, environment, value, named):
+    environment["FLUX_EXAMPLE_BROKERS"] = value
+    line = complaint(capsys)
+    assert line.startswith("example: --brokers (FLUX_EXAMPLE_BROKERS): ")
+    assert named in line

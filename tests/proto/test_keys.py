@@ -243,3 +243,13 @@ def test_every_broker_needs_a_key_from_the_start(tmp_path, key_file):
     (tmp_path / "known").write_text(f"b1 {KEY}\n")
     with pytest.raises(KeyFileUnusable, match="no key for tcp://b2:1"):
         Keyring(key_file, tmp_path / "known", ("tcp://b1:1", "tcp://b2:1"))
+
+
+def test_brokers_may_have_different_keys(tmp_path, key_file):
+    (tmp_path / "known").write_text(f"b1 {KEY}\nb2:1 {OTHER_KEY}\n")
+    endpoints = ("tcp://b1:1", "tcp://b2:1")
+    keyring = Keyring(key_file, tmp_path / "known", endpoints)
+    clients = [keyring.client_for(each) for each in endpoints]
+    assert [client and client.broker_key for client in clients] == [KEY, OTHER_KEY]
+    assert keyring.client_for("tcp://b3:1") is None
+    assert Keyring.empty().client_for("tcp://b1:1") is None

@@ -134,6 +134,23 @@ def test_debug_shows_our_events_but_not_those_of_libraries():
     assert [json.loads(line)["event"] for line in logged(code, "json", "debug")] == ["ours"]
 
 
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_log_that_nobody_reads_any_more_stops_nothing(log_format):
+    code = """
+        import os, sys
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+        log.info("to a full disk")
+        reading, writing = os.pipe()
+        os.close(reading)
+        os.dup2(writing, 2)
+        log.warning("to nobody")
+        logging.getLogger("some.library").error("neither")
+        log.info("still running")
+        os._exit(0)
+        """
+    assert logged(code, log_format) == []
+
+
 def test_an_identifier_is_written_in_full():
     assert short_id(b"\xff" * 16) == "f" * 32
     assert short_id(None) == "-"
