@@ -24,7 +24,9 @@ def cut(cluster: Cluster, peer: str, broker: str, way: str) -> None:
 def draws(cluster: Cluster, frontends: Sequence[str] = FRONTENDS) -> None:
     for frontend in frontends:
         prompt = f"meanwhile, through {frontend}"
-        assert content_of(cluster.client(frontend, "key-9").draw(prompt)).prompt_digest == prompt_digest(prompt)
+        assert content_of(cluster.client(frontend, "key-9").draw(prompt)).prompt_digest == prompt_digest(
+            prompt
+        )
 
 
 @pytest.mark.parametrize("way", WAYS)
