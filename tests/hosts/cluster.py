@@ -84,6 +84,11 @@ class Cluster:
             engine_backoff_s=0.2,
         )
 
+    def stranger(self, host: str) -> Component:
+        """A worker on a host whose key no broker knows."""
+        self.components[host] = self._worker(host)
+        return self.components[host]
+
     def _frontend(self, name: str) -> Component:
         return self._component(
             name,
@@ -136,9 +141,9 @@ class Cluster:
 
     def start(self) -> Self:
         """Whatever does not run, until all is idle."""
-        for component in self.components.values():
-            if not component.is_running:
-                component.start()
+        for name in (*BROKERS, *WORKERS, *FRONTENDS):
+            if not self.components[name].is_running:
+                self.components[name].start()
         self.until_idle()
         return self
 

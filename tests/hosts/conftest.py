@@ -1,4 +1,4 @@
-"""One network for all tests of the session; the tests themselves, and so their clients, are on a host of it."""
+"""One network for all tests of the session; the tests themselves, and so their calls, are on a host of it."""
 
 import os
 import shutil

@@ -113,5 +113,5 @@ def test_a_limited_cable_is_slow(network: Network) -> None:
 
 def test_the_hosts_have_names_of_their_own(network: Network) -> None:
     for host in (HERE, THERE):
-        said = subprocess.run([*network.command_on(host), "hostname"], capture_output=True, text=True)
-        assert said.stdout.strip() == host
+        said = subprocess.check_output([*network.command_on(host), "hostname"], text=True)
+        assert said.strip() == host

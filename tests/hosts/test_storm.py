@@ -1,4 +1,4 @@
-"""Faults of all kinds in a row, from a seed; for hours, if somebody wants: `--storm-s 7200 --storm-seed 5`."""
+"""Faults of all kinds in a row, from a seed; for hours if wanted: `--storm-s 7200 --storm-seed 5`."""
 
 import time
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("healthy")
 
 @pytest.mark.timeout(0)
 def test_nothing_is_lost_in_a_storm(cluster: Cluster, pytestconfig: pytest.Config) -> None:
-    """Every call ends in its own image or in a word about why not, and every wish comes true when it is repeated."""
+    """Every call ends in its own image or in a word about why not; repeated, each gets its image."""
     storm = Storm(cluster, pytestconfig.getoption("storm_seed"))
     ends_at = time.monotonic() + pytestconfig.getoption("storm_s")
     with Load(cluster, insist=True) as load:

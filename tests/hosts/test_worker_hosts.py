@@ -3,30 +3,13 @@
 import time
 
 import pytest
-from hosts.cluster import FRONTENDS, WORKERS, Cluster
+from hosts.cluster import WORKERS, Cluster
 from hosts.load import Load
 from processes.stack import SLACK_S, content_of, until
 
 from gpu_worker.engines.fake import prompt_digest
 
 pytestmark = pytest.mark.usefixtures("healthy")
-
-
-def test_images_are_drawn_and_the_pages_tell_the_truth(cluster: Cluster) -> None:
-    for frontend in FRONTENDS:
-        prompt = f"through {frontend}"
-        assert content_of(cluster.client(frontend).draw(prompt)).prompt_digest == prompt_digest(prompt)
-        page = cluster.page(frontend)
-        assert page is not None
-        assert sorted((row["worker_id"], row["host"]) for row in page["workers"]) == list(
-            zip(WORKERS, WORKERS, strict=True)
-        )
-        assert page["worker_alive"] is True
-        assert page["grpc_alive"] is True
-        assert page["age_s"] < SLACK_S
-        for row in page["workers"]:
-            assert row["report_age_s"] < cluster.timing.heartbeat_interval_s + SLACK_S
-            assert row["reading_age_s"] < SLACK_S
 
 
 def test_the_job_of_a_vanished_host_is_drawn_on_another(cluster: Cluster) -> None:
@@ -45,7 +28,7 @@ def test_the_job_of_a_vanished_host_is_drawn_on_another(cluster: Cluster) -> Non
 
 
 def test_what_a_cut_off_host_draws_for_nobody_is_not_delivered(cluster: Cluster) -> None:
-    before = cluster.page(FRONTENDS[0])
+    before = cluster.totals()
     with cluster.held():
         call = cluster.client().begin("a harbour", seed=4)
         busy = cluster.until_running(call)["worker_id"]
@@ -55,11 +38,8 @@ def test_what_a_cut_off_host_draws_for_nobody_is_not_delivered(cluster: Cluster)
     assert (content.prompt_digest, content.seed) == (prompt_digest("a harbour"), 4)
     cluster.network.plug_in(busy)
     cluster.until_state(busy, "ready")
-    after = cluster.page(FRONTENDS[0])
-    assert before is not None
-    assert after is not None
-    assert after["completed"] == before["completed"] + 1
-    assert after["failed"] == before["failed"]
+    after = cluster.totals()
+    assert (after["completed"], after["failed"]) == (before["completed"] + 1, before["failed"])
 
 
 def test_a_cable_that_is_out_for_some_seconds_costs_nothing(cluster: Cluster) -> None:
