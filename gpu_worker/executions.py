@@ -139,7 +139,14 @@ class Executions:
         self.brokers.started(broker, start.execution_id)
         # Some waiter may have been promised the longer time.
         deadline = max(busy.deadline, now + start.claim.remaining_ms / 1000)
-        self.slot = dataclasses.replace(busy, claim=start.claim, deadline=deadline)
+        # Another broker may have counted more, and have promised that it goes on alone.
+        claim = dataclasses.replace(
+            start.claim,
+            detach=start.claim.detach or busy.claim.detach,
+            attempts=max(start.claim.attempts, busy.claim.attempts),
+            crashes=max(start.claim.crashes, busy.claim.crashes),
+        )
+        self.slot = dataclasses.replace(busy, claim=claim, deadline=deadline)
 
     def _is_known(self, execution_id: bytes) -> bool:
         running = not isinstance(self.slot, Free) and self.slot.execution_id == execution_id

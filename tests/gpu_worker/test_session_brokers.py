@@ -2,7 +2,7 @@
 
 import pytest
 from samples.session_driver import SessionDriver, epoch_of
-from samples.wire import identifier
+from samples.wire import claim, identifier
 
 from gpu_worker.actions import CancelJob, ReconnectToBroker
 from gpu_worker.events import FromBroker
@@ -175,6 +175,18 @@ def test_of_two_that_start_something_the_later_one_is_refused(busy):
     assert (refuse.reason, refuse.execution_id) == (RefusalReason.WORKER_BUSY, identifier("other"))
     assert busy.sent(Refuse, FIRST) == []
     assert not busy.session.contacts.wanting(identifier("other"), busy.now)
+
+
+def test_a_claim_that_another_broker_renews_loses_nothing(ready):
+    ready.start(claim=claim(attempts=2, crashes=1, detach=True, idempotency_hash=identifier("again")))
+    ready.start(
+        broker=SECOND,
+        claim=claim(attempts=1, idempotency_hash=identifier("again"), remaining_ms=90_000),
+    )
+    renewed = ready.session.slot.claim
+    assert (renewed.attempts, renewed.crashes, renewed.detach) == (2, 1, True)
+    assert ready.session.slot.deadline == ready.now + 90.0
+    assert wanted_elsewhere(ready, FIRST)
 
 
 def test_a_start_counts_by_the_life_of_the_broker_that_sent_it(ready):

@@ -1,5 +1,7 @@
 """The worker session told anything in any order: a Hypothesis state machine."""
 
+import dataclasses
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -197,7 +199,9 @@ class SessionMachine(RuleBasedStateMachine):
         after = in_engine(self.worker.session.slot)
         is_meant = message.execution_id == before.execution_id and not is_stale
         deadline = self.worker.now + message.claim.remaining_ms / 1000
-        assert after.claim == (message.claim if is_meant else before.claim)
+        detach = message.claim.detach or before.claim.detach
+        merged = dataclasses.replace(message.claim, detach=detach)
+        assert after.claim == (merged if is_meant else before.claim)
         assert after.deadline == (max(before.deadline, deadline) if is_meant else before.deadline)
 
     @precondition(lambda self: self.running)
