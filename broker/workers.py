@@ -75,7 +75,7 @@ class Worker:
     unwanted_since: dict[bytes, float] = field(default_factory=dict)
     """By execution that its report lists: since when no other broker has wanted it."""
     born_at: float = field(init=False)
-    """When its process began, at the latest: a report may have been under way, and then makes it look younger."""
+    """When its process began, at the latest: a report that was under way for long makes it look younger."""
 
     def __post_init__(self) -> None:
         self.born_at = born_at(self.report, self.heard_at)

@@ -67,7 +67,7 @@ class Load:
     """Each caller has a key and one call at a time, through the frontends in turn."""
 
     def __init__(self, cluster: Cluster, *, callers: int = CALLERS, insist: bool = False) -> None:
-        """`insist`: a call without an image is repeated, with its idempotency key, through the other frontend."""
+        """`insist`: a call without an image is repeated, with its idempotency key, at the other frontend."""
         self.answers: list[Answer] = []
         self._cluster = cluster
         self._insist = insist

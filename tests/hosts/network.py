@@ -1,7 +1,7 @@
 """Hosts as network namespaces on one switch, and what can go wrong between them.
 
-The switch is a bridge in a namespace of its own. Frames are cut, lost and slowed down there, so that the hosts
-see what they would see of a broken network: silence, and no error. Needs root, `ip`, `tc` and `nft`.
+The switch is a bridge in a namespace of its own. Frames are cut, lost and slowed down there, so that the
+hosts see what they would see of a broken network: silence, and no error. Needs root, `ip`, `tc` and `nft`.
 """
 
 import contextlib

@@ -13,6 +13,7 @@ class Fault:
     """Something that happens to the service, and ends again."""
 
     name: str
+    hosts: frozenset[str]
     strike: Callable[[], None]
     mend: Callable[[], None]
 
@@ -25,7 +26,14 @@ class Storm:
         self._network = cluster.network
         self._chance = random.Random(seed)
 
-    def faults(self) -> Iterator[Fault]:
+    def rounds(self) -> Iterator[tuple[Fault, ...]]:
+        """What happens at the same time: one fault, or two that concern different hosts."""
+        while True:
+            one, other = self._fault(), self._fault()
+            both = self._chance.random() < 0.5 and not one.hosts & other.hosts
+            yield (one, other) if both else (one,)
+
+    def _fault(self) -> Fault:
         kinds = (
             self._unplugged,
             self._vanished,
@@ -37,8 +45,7 @@ class Storm:
             self._lossy,
             self._slow,
         )
-        while True:
-            yield self._chance.choice(kinds)()
+        return self._chance.choice(kinds)()
 
     def lasts_for_answers(self) -> int:
         """How many calls may end before the fault is mended."""
@@ -55,6 +62,7 @@ class Storm:
         host = self._component()
         return Fault(
             name=f"{host} is unplugged",
+            hosts=frozenset({host}),
             strike=partial(self._network.unplug, host),
             mend=partial(self._network.plug_in, host),
         )
@@ -63,6 +71,7 @@ class Storm:
         host = self._component()
         return Fault(
             name=f"{host} vanishes",
+            hosts=frozenset({host}),
             strike=partial(self._cluster.vanish, host),
             mend=partial(self._cluster.come_back, host),
         )
@@ -70,17 +79,26 @@ class Storm:
     def _killed(self) -> Fault:
         name = self._component()
         component = self._cluster.components[name]
-        return Fault(name=f"{name} is killed", strike=component.kill, mend=component.start)
+        return Fault(
+            name=f"{name} is killed", hosts=frozenset({name}), strike=component.kill, mend=component.start
+        )
 
     def _ended(self) -> Fault:
         name = self._component()
         mend = self._cluster.components[name].start
-        return Fault(name=f"{name} is told to end", strike=partial(self._cluster.end, name), mend=mend)
+        return Fault(
+            name=f"{name} is told to end",
+            hosts=frozenset({name}),
+            strike=partial(self._cluster.end, name),
+            mend=mend,
+        )
 
     def _frozen(self) -> Fault:
         name = self._component()
         component = self._cluster.components[name]
-        return Fault(name=f"{name} freezes", strike=component.freeze, mend=component.thaw)
+        return Fault(
+            name=f"{name} freezes", hosts=frozenset({name}), strike=component.freeze, mend=component.thaw
+        )
 
     def _cut_off(self) -> Fault:
         one, other = self._pair()
@@ -89,19 +107,36 @@ class Storm:
             self._network.cut(one, other)
             self._network.cut(other, one)
 
-        return Fault(name=f"{one} and {other} are cut off", strike=strike, mend=self._network.heal)
+        return Fault(
+            name=f"{one} and {other} are cut off",
+            hosts=frozenset({one, other}),
+            strike=strike,
+            mend=self._network.heal,
+        )
 
     def _cut_off_one_way(self) -> Fault:
         source, target = self._pair()
         strike = partial(self._network.cut, source, target)
-        return Fault(name=f"{target} does not hear {source}", strike=strike, mend=self._network.heal)
+        return Fault(
+            name=f"{target} does not hear {source}",
+            hosts=frozenset({source, target}),
+            strike=strike,
+            mend=self._network.heal,
+        )
 
     def _lossy(self) -> Fault:
         host, percent = self._component(), self._chance.choice((1, 5, 20))
         strike = partial(self._network.lose, host, percent)
-        return Fault(name=f"{host} loses {percent} %", strike=strike, mend=self._network.heal)
+        return Fault(
+            name=f"{host} loses {percent} %", hosts=frozenset({host}), strike=strike, mend=self._network.heal
+        )
 
     def _slow(self) -> Fault:
         host, mbit_s = self._component(), self._chance.choice((1, 2, 10))
         strike = partial(self._network.limit, host, mbit_s)
-        return Fault(name=f"{host} has {mbit_s} Mbit/s", strike=strike, mend=self._network.heal)
+        return Fault(
+            name=f"{host} has {mbit_s} Mbit/s",
+            hosts=frozenset({host}),
+            strike=strike,
+            mend=self._network.heal,
+        )

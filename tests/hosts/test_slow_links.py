@@ -1,7 +1,7 @@
 """Cables that lose frames, or carry little.
 
-100 Mbit/s between the components are assumed. Where it is less, what matters is how long one image takes: it is
-one frame, and a connection on which no whole frame arrives for 3 s counts as dead.
+100 Mbit/s between the components are assumed. Where it is less, what matters is how long one image takes: it
+is one frame, and a connection on which no whole frame arrives for 3 s counts as dead.
 """
 
 import grpc

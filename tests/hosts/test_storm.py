@@ -19,11 +19,13 @@ def test_nothing_is_lost_in_a_storm(cluster: Cluster, pytestconfig: pytest.Confi
     storm = Storm(cluster, pytestconfig.getoption("storm_seed"))
     ends_at = time.monotonic() + pytestconfig.getoption("storm_s")
     with Load(cluster, insist=True) as load:
-        for fault in storm.faults():
-            print(f"{load.images} images, then {fault.name}")
-            fault.strike()
+        for faults in storm.rounds():
+            print(f"{load.images} images, then {' and '.join(fault.name for fault in faults)}")
+            for fault in faults:
+                fault.strike()
             load.until_answers(storm.lasts_for_answers())
-            fault.mend()
+            for fault in faults:
+                fault.mend()
             if time.monotonic() > ends_at:
                 break
     print(load.summary())
