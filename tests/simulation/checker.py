@@ -112,7 +112,9 @@ class Checker:
             call = frontend.calls.get(status.job_id)
             if call is None or not call.is_open or status.state not in TAKEN:
                 continue
-            if call.taken_at is None and call.at == broker_index:
+            if call.at != broker_index:
+                continue  # Late words of one that it has left: its frontend does not listen to them.
+            if call.taken_at is None:
                 call.taken_at = self._ledger.world.now
             if call.accepted_at is None:
                 call.accepted_at, call.accepted_by = self._ledger.world.now, message.epoch
