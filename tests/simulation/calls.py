@@ -84,6 +84,8 @@ class Call:
     """All brokers that it was ever submitted to."""
     moved_at: float = -float("inf")
     """When it was submitted to another broker than before."""
+    left_at: dict[int, float] = field(default_factory=dict)
+    """By broker: when it went from there to another one, the last time."""
     taken_at: float | None = None
     """When its frontend first saw that the broker that it is at has taken it."""
     deaf_since: float | None = None

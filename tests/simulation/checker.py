@@ -150,6 +150,7 @@ class Checker:
                 self._obedience.pushed(broker_index, message)
             case WorkerReport():
                 self._held.reported(worker, message)
+                self._obedience.reported(worker, broker_index, message)
             case _:
                 pass
 

@@ -27,6 +27,7 @@ GRACE: Final = "what a lost frontend leaves behind goes on for a while"
 HELD: Final = "an outcome is held until it is released"
 KEPT: Final = "a kept image is kept"
 OBEYED: Final = "a worker ends nothing that another broker wants"
+TRULY: Final = "a worker says truly what other brokers want"
 PUSHED: Final = "an outcome goes to every broker that wants it"
 FOREIGN: Final = "a broker leaves alone what only others want"
 LET_GO: Final = "a broker ends nothing of a call that waits elsewhere now"
@@ -69,6 +70,7 @@ INVARIANTS: Final = (
     HELD,
     KEPT,
     OBEYED,
+    TRULY,
     PUSHED,
     FOREIGN,
     LET_GO,

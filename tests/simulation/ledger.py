@@ -133,8 +133,9 @@ class Ledger:
         """True if it was at another broker before."""
         before, call.at = call.at, broker_index
         call.been_at.add(broker_index)
-        if before in (None, broker_index):
+        if before is None or before == broker_index:
             return False
+        call.left_at[before] = self.world.now
         call.moved_at, call.taken_at, call.passed_on, call.deaf_since = self.world.now, None, False, None
         return True
 
@@ -179,8 +180,22 @@ class Ledger:
             if not call.passed_on
             and not self.is_nearly_over(call, 2.0)
             and self.is_linked(broker, call.frontend)
-            and (self._is_taken(call) if call.at == broker.index else self._will_come(call, execution))
+            and self._is_known_to(broker, call, execution)
         ]
+
+    def _is_known_to(self, broker: "BrokerActor", call: Call, execution: Execution) -> bool:
+        if call.at == broker.index:
+            return self._is_taken(call)
+        if broker.index in call.been_at:
+            return self._has_just_left(broker, call)
+        return self._will_come(call, execution)
+
+    def _has_just_left(self, broker: "BrokerActor", call: Call) -> bool:
+        """The one that it went to has not had the time to want its execution."""
+        left_at = call.left_at.get(broker.index, -1.0)
+        is_accepted = call.accepted_at is not None and left_at - call.accepted_at > 1.0
+        is_lately = self.world.now - left_at < MARGIN * self.world.timing.rebuild_s
+        return is_accepted and is_lately and broker.born_at < left_at
 
     def _is_taken(self, call: Call) -> bool:
         """Its broker knows that it was told."""

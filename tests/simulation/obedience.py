@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from simulation.held_rules import HeldRules
-from simulation.invariants import MARGIN, OBEYED, PUSHED, WANTED
+from simulation.invariants import MARGIN, OBEYED, PUSHED, TRULY, WANTED
 from simulation.ledger import Ledger
 
-from gpu_worker.slot import Busy, Stopping
+from gpu_worker.slot import Busy, Stopping, in_engine
 from proto.failures import FailureCode
-from proto.messages import Message, Outcome, Refuse, Start, WorkerView
+from proto.messages import Message, Outcome, Refuse, Start, WorkerReport, WorkerView
 
 if TYPE_CHECKING:
     from simulation.worker_actor import WorkerActor
@@ -88,22 +88,40 @@ class Obedience:
         if self._ledger.executions[outcome.execution_id].ended_at == self._ledger.world.now:
             self._pushed.setdefault(outcome.execution_id, set()).add(broker_index)
 
+    def reported(self, worker: "WorkerActor", broker_index: int, report: WorkerReport) -> None:
+        """It says truly whether another broker wants what it runs and holds."""
+        self._note_started(worker)
+        running = () if report.running is None else (report.running,)
+        for each in (*running, *report.held) if len(worker.links) > 1 else ():
+            self._ledger.count(TRULY)
+            wanting = self._others_who_want(worker, each.execution_id, broker_index, MARGIN)
+            perhaps = self._others_who_want(worker, each.execution_id, broker_index, 1 / MARGIN)
+            if (wanting and not each.wanted_elsewhere) or (each.wanted_elsewhere and not perhaps):
+                detail = f"{self._ledger.short(each.execution_id)} of {worker.name}: {each.wanted_elsewhere}"
+                raise self._ledger.breaks(TRULY, f"{detail}, to {self._name(broker_index)}")
+
     def stepped(self, worker: "WorkerActor") -> None:
         glance, self._glance = self._glance, None
         pushed, self._pushed = self._pushed, {}
-        started, self._started = self._started, None
-        slot = worker.session.slot
-        if started is not None and isinstance(slot, Busy) and slot.execution_id == started[1]:
-            self._wants[worker.incarnation][started[0]].wanted.add(started[1])
+        self._note_started(worker)
         if len(worker.links) > 1:
             for execution_id, brokers in pushed.items():
                 self._check_pushed(worker, execution_id, brokers)
         if glance is not None:
             self._check_spared(worker, glance)
 
-    def _others_who_want(self, worker: "WorkerActor", execution_id: bytes, than: int | None) -> list[int]:
-        """Brokers that the worker has heard lately, other `than` this one."""
-        heard_since = worker.reading() - MARGIN * self._ledger.world.timing.broker_silent_s
+    def _note_started(self, worker: "WorkerActor") -> None:
+        """What it was told to start counts as wanted, unless it has ignored or refused that."""
+        started, self._started = self._started, None
+        busy = in_engine(worker.session.slot)
+        if started is not None and busy is not None and busy.execution_id == started[1]:
+            self._wants[worker.incarnation][started[0]].wanted.add(started[1])
+
+    def _others_who_want(
+        self, worker: "WorkerActor", execution_id: bytes, than: int | None, share: float = MARGIN
+    ) -> list[int]:
+        """Brokers other `than` this one, heard within this `share` of `broker_silent_s`."""
+        heard_since = worker.reading() - share * self._ledger.world.timing.broker_silent_s
         return [
             index
             for index, wants in self._wants.get(worker.incarnation, {}).items()
