@@ -125,6 +125,9 @@ class JobLife:
         for job in waiting:
             if not idle:
                 return
+            self.adoption.look_everywhere(job, None, now)
+            if not job.is_waiting:
+                continue  # Another broker has begun what it waits for, since it was looked at last.
             choice = min(idle, key=lambda entry: (entry[1].worker_id == job.last_worker_id, entry[0]))
             idle.remove(choice)
             self._start(job, choice[1], now)

@@ -174,6 +174,19 @@ def test_a_repeat_joins_what_another_broker_runs(standby):
     assert standby.job("repeat").current_execution == THEIRS
 
 
+def test_a_job_whose_attempt_failed_takes_what_another_broker_has_begun_of_its_call_meanwhile(standby):
+    again = identifier("again")
+    execution_id = standby.run_job(idempotency=again)
+    standby.runs(
+        THEIRS, "their job", "second", claim=claim("their job", idempotency_hash=again), wanted_elsewhere=True
+    )
+    assert standby.job().current_execution == execution_id
+    standby.failure(execution_id, FailureCode.OUT_OF_MEMORY)
+    standby.worker()
+    assert standby.job().current_execution == THEIRS
+    assert standby.starts() == []
+
+
 def test_two_brokers_that_started_something_on_one_worker(standby):
     """This one was later: its job waits, and the attempt does not count."""
     standby.submit()
