@@ -71,7 +71,7 @@ def test_a_new_call_waits_until_a_broker_knows_what_is_going_on(stack: Stack) ->
         running = stack.until_running()
         stack.broker.kill()
         stack.broker.start()
-        stack.until_running()  # The frontend has found the new broker.
+        stack.broker.until_event("frontend registered")
         refusal = stack.client("client2").begin("a new one").refusal()
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ALL_WORKERS_BUSY")
     assert content_of(call.image()).job_id.hex() == running.job_id
