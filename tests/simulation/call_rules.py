@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from simulation.calls import Call
 from simulation.invariants import (
+    CARRIED,
     DRIFT,
     EXPLICIT,
     IN_TIME,
@@ -23,6 +24,7 @@ from simulation.ledger import Execution, Ledger
 
 from frontend.actions import ImageDelivered, JobEnd, JobGivenUp, JobRefused
 from proto.failures import FailureCode, RefusalReason
+from proto.messages import JobClaim
 
 if TYPE_CHECKING:
     from simulation.frontend_actor import FrontendActor
@@ -60,6 +62,14 @@ class CallRules:
                 self._check_failure(call, frontend, code)
         is_abandoned = isinstance(end, JobRefused) and end.reason is RefusalReason.FRONTEND_DRAINING
         ledger.close(call, call.ending(), is_abandoned=is_abandoned)
+
+    def submitted(self, call: Call, claim: JobClaim) -> None:
+        """Its frontend carries along what it was told, to whichever broker."""
+        ledger = self._ledger
+        ledger.count(CARRIED)
+        if claim.attempts < call.attempts or claim.crashes < call.crashes:
+            detail = f"{ledger.short(call.job_id)} with {claim.attempts} attempts, {claim.crashes} crashes"
+            raise ledger.breaks(CARRIED, f"{detail} of {call.attempts} and {call.crashes}")
 
     # --- In time -------------------------------------------------------------------------------
 

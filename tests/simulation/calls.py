@@ -90,6 +90,9 @@ class Call:
     """When its frontend first saw that the broker that it is at has taken it."""
     deaf_since: float | None = None
     """Since when the broker that it is at has certainly said nothing."""
+    attempts: int = 0
+    """As its frontend was told, by whichever broker."""
+    crashes: int = 0
     accepted_at: float | None = None
     """When its frontend first saw a view that lists it as taken."""
     accepted_by: bytes = b""

@@ -100,6 +100,7 @@ class Checker:
     def desk_sends(self, frontend: "FrontendActor", broker_index: int, message: Message) -> None:
         if isinstance(message, Submit):
             call = frontend.calls[message.claim.job_id]
+            self._calls.submitted(call, message.claim)
             if self._ledger.submitted(call, broker_index):
                 self._ledger.count(MOVED)
                 self._dispatches.forgotten(call)
@@ -110,7 +111,11 @@ class Checker:
             return
         for status in message.jobs:
             call = frontend.calls.get(status.job_id)
-            if call is None or not call.is_open or status.state not in TAKEN:
+            if call is None:
+                continue
+            call.attempts = max(call.attempts, status.attempts)
+            call.crashes = max(call.crashes, status.crashes)
+            if not call.is_open or status.state not in TAKEN:
                 continue
             if call.at != broker_index:
                 continue  # Late words of one that it has left: its frontend does not listen to them.

@@ -11,6 +11,7 @@ NOT_REFUSED: Final = "an accepted call is not refused"
 EXPLICIT: Final = "an accepted call ends with a reason of its own"
 RETRIED: Final = "an attempt that failed is tried again while a worker may come"
 ATTEMPTS: Final = "at most three attempts"
+CARRIED: Final = "a frontend carries the counters of a call along"
 CRASHES: Final = "a poison job costs two engines"
 ONE_A_SLOT: Final = "one job a slot"
 BEGUN_ONCE: Final = "an execution begins once"
@@ -54,6 +55,7 @@ INVARIANTS: Final = (
     EXPLICIT,
     RETRIED,
     ATTEMPTS,
+    CARRIED,
     CRASHES,
     ONE_A_SLOT,
     BEGUN_ONCE,
