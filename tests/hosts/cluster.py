@@ -148,8 +148,9 @@ class Cluster:
         return self
 
     def end(self, name: str) -> None:
-        """Ask it to, as an operator does."""
+        """Ask it to, as an operator does; not before it can hear that."""
         component = self.components[name]
+        until(f"{name} has begun", lambda: '"event"' in component.log_text())
         component.send(signal.SIGTERM)
         status = component.ends()
         assert status == 0, f"{name} ended with {status}:\n{component.log_tail()}"
