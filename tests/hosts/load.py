@@ -42,7 +42,6 @@ class Answer:
     frontend: str
     seed: int
     outcome: Drawn | Refusal
-    took_s: float
 
     @property
     def is_image(self) -> bool:
@@ -116,13 +115,11 @@ class Load:
                 return
 
     def _call(self, prompt: str, seed: int, frontend: str, client: Client) -> Answer:
-        began_at = time.monotonic()
         call = client.begin(
             prompt, seed=seed, deadline_s=DEADLINE_S, idempotency_key=prompt if self._insist else None
         )
         outcome = call.outcome(DEADLINE_S + SLACK_S)
-        took_s = time.monotonic() - began_at
-        answer = Answer(prompt=prompt, frontend=frontend, seed=seed, outcome=outcome, took_s=took_s)
+        answer = Answer(prompt=prompt, frontend=frontend, seed=seed, outcome=outcome)
         answer.check()
         return answer
 
