@@ -32,8 +32,8 @@ NOT_TAKEN: Final = frozenset(
         "WORKERS_NOT_READY",
     }
 )
-"""Reasons for which a call is refused before it is accepted. CLIENT_BUSY is possible with one call at a time: a
-broker hears up to 20 ms later of the end of the last one, which came through the other frontend."""
+"""Reasons for which a call is refused before it is accepted. CLIENT_BUSY is possible with one call at a time:
+a broker hears up to 20 ms later of the end of the last one, which came through the other frontend."""
 WITHOUT_A_REASON: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 """What gRPC itself says of a frontend that is not there, and of a call whose time is over."""
 
