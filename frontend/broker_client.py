@@ -123,6 +123,7 @@ class BrokerClient:
         snapshot, taken_at = self._pictures.get(broker, (None, now))
         return BrokerPicture(
             broker_id=contacts[broker].contact.broker_id,
+            endpoint=self._endpoints[broker],
             standing=contacts.standing(broker, now),
             gets_calls=contacts.best(now) == broker and self.broker_alive,
             snapshot=snapshot,

@@ -17,6 +17,7 @@ class BrokerPicture:
 
     broker_id: str
     """Empty until it has answered for the first time."""
+    endpoint: str
     standing: Standing
     gets_calls: bool
     """New calls go there at present."""

@@ -79,6 +79,8 @@ def _parsed(content: bytes) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         place = _TOML_PLACE.search(str(error))  # The rest of the text may quote what is there.
         raise ValueError(f"{place[1] if place else 'somewhere'}: not valid TOML") from None
+    except RecursionError:
+        raise ValueError("nested far too deeply for a list of keys") from None
 
 
 def _explain(error: ValueError) -> str:

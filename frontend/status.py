@@ -77,7 +77,8 @@ class BrokerStatus:
     in_flight: int
     queued: int
     age_s: float | None
-    """None until it has told how it is."""
+    """Of its latest picture, which is asked for when somebody asks; None until there is one."""
+    endpoint: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +164,7 @@ def _broker_status(broker: BrokerPicture) -> BrokerStatus:
         in_flight=0 if snapshot is None else _uint32(snapshot.in_flight),
         queued=0 if snapshot is None else _uint32(snapshot.queued),
         age_s=None if snapshot is None else _rounded(broker.age_s),
+        endpoint=broker.endpoint,
     )
 
 

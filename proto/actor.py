@@ -1,6 +1,7 @@
 """What the three shells have in common: a pure core, a mailbox, and one timer."""
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Generic, Protocol, TypeVar
@@ -34,6 +35,8 @@ class Mailbox(Generic[Event, Action]):
         self._timer_fired = timer_fired
         self._perform = perform
         self._loop = asyncio.get_running_loop()
+        # Timers and sockets that come of a call's event must not log as that call for ever.
+        self._context = contextvars.copy_context()
         self._waiting: deque[Event] = deque()
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
@@ -47,6 +50,9 @@ class Mailbox(Generic[Event, Action]):
         if self._busy:
             return
         self._busy = True
+        self._context.copy().run(self._work)
+
+    def _work(self) -> None:
         try:
             while self._waiting:
                 for action in self._core.handle(self._waiting.popleft(), self._loop.time()):

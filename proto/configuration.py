@@ -4,9 +4,10 @@ A component declares a subclass of `ComponentSettings`; each field has a descrip
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Final, Literal, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -14,6 +15,8 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.timing import Timing
+
+_VARIABLE: Final = re.compile(r" \[[A-Z0-9_]+\]$")
 
 LogFormat = Literal["auto", "console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -53,7 +56,9 @@ class ComponentSettings(BaseSettings):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
         for name, field in cls.model_fields.items():
-            field.description = f"{field.description or ''} [{environment_name(cls, name)}]"
+            # A class between has written its own, without the prefix.
+            own = _VARIABLE.sub("", field.description or "")
+            field.description = f"{own} [{environment_name(cls, name)}]"
         cls.model_rebuild(force=True)
 
     @property

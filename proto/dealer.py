@@ -10,7 +10,7 @@ from proto.codec import ProtocolViolation, decode, encode
 from proto.denials import DenialLog
 from proto.handshakes import HandshakeFailure
 from proto.keyring import Keyring
-from proto.messages import Body, Message
+from proto.messages import Body, FrontendReport, Message, WorkerReport
 from proto.sockets import LoopSocket, SendResult
 from proto.violations import ViolationLog
 
@@ -38,7 +38,7 @@ class BrokerLink:
         self._curve = self._keyring.client_for(endpoint)
         self._socket = self._connected()
         self.dropped = 0
-        """Messages that the connection did not take."""
+        """Messages that the connection did not take, other than reports."""
 
     @property
     def violations(self) -> int:
@@ -49,7 +49,8 @@ class BrokerLink:
         """Whether the connection took it; that it arrives is another thing."""
         if self._socket.send(encode(message)) is SendResult.SENT:
             return True
-        self.dropped += 1
+        # A report that is lost is said again, and most are lost to a broker that is not there.
+        self.dropped += not isinstance(message, WorkerReport | FrontendReport)
         log.debug("message not sent", kind=type(message).__name__, dropped=self.dropped)
         return False
 

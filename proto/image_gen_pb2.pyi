@@ -464,6 +464,7 @@ class BrokerStatus(_message.Message):
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
     QUEUED_FIELD_NUMBER: _builtins.int
     AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
     broker_id: _builtins.str
     """empty until it has answered for the first time"""
     state: _builtins.str
@@ -473,7 +474,9 @@ class BrokerStatus(_message.Message):
     in_flight: _builtins.int
     queued: _builtins.int
     age_seconds: _builtins.float
-    """of what it told; absent until it has"""
+    """of its latest picture, which is asked for when somebody asks; absent until then"""
+    endpoint: _builtins.str
+    """where this frontend looks for it"""
     def __init__(
         self,
         *,
@@ -483,10 +486,11 @@ class BrokerStatus(_message.Message):
         in_flight: _builtins.int = ...,
         queued: _builtins.int = ...,
         age_seconds: _builtins.float | None = ...,
+        endpoint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds", "age_seconds", b"age_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds", "age_seconds", b"age_seconds", "broker_id", b"broker_id", "gets_calls", b"gets_calls", "in_flight", b"in_flight", "queued", b"queued", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds", "age_seconds", b"age_seconds", "broker_id", b"broker_id", "endpoint", b"endpoint", "gets_calls", b"gets_calls", "in_flight", b"in_flight", "queued", b"queued", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__age_seconds: _TypeAlias = _typing.Literal["age_seconds"]  # noqa: Y015
     _WhichOneofArgType__age_seconds: _TypeAlias = _typing.Literal["_age_seconds", b"_age_seconds"]  # noqa: Y015

@@ -33,7 +33,9 @@ class ScriptedCluster:
         self.is_late = False
         self.end = ImageDelivered(png=b"\x89PNG made up", inference_time_s=1.5, seed=7)
         self.picture = ServicePicture(
-            brokers=(BrokerPicture(broker_id="b", standing=Standing.LIVE, gets_calls=True),)
+            brokers=(
+                BrokerPicture(broker_id="b", endpoint="tcp://b:1", standing=Standing.LIVE, gets_calls=True),
+            )
         )
         self.draws = []
         self.draw_begun = asyncio.Event()

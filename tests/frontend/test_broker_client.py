@@ -88,12 +88,16 @@ async def test_what_was_dropped_is_in_the_picture(client, broker):
     assert shed["frontend_violations"] == 1
 
 
-async def test_messages_that_no_broker_took_are_counted(limit_s):
+async def test_messages_that_no_broker_took_are_counted_but_for_reports(limit_s):
     settings = FrontendSettings(api_keys="key", broker_endpoints=("tcp://127.0.0.1:1",))
     client = BrokerClient(settings, lambda _ready: None)
     await client.start()
     try:
+        assert (await client.service_picture()).own_shed == {}
+        draw = asyncio.create_task(client.draw(opened()))
+        await asyncio.sleep(0)
         assert (await client.service_picture()).own_shed == {"frontend_unsent_messages": 1}
+        draw.cancel()
     finally:
         await client.close()
 

@@ -71,7 +71,12 @@ def picture(*rows, age_s=0.0, broker_alive=True, **counters):
 def broker(snapshot, *, age_s=0.0, alive=True, broker_id="b", gets_calls=True):
     standing = Standing.LIVE if alive else Standing.SILENT
     return BrokerPicture(
-        broker_id=broker_id, standing=standing, gets_calls=gets_calls, snapshot=snapshot, age_s=age_s
+        broker_id=broker_id,
+        endpoint=f"tcp://{broker_id}:5560",
+        standing=standing,
+        gets_calls=gets_calls,
+        snapshot=snapshot,
+        age_s=age_s,
     )
 
 
@@ -339,6 +344,7 @@ def test_each_broker_has_a_row_in_both_formats():
             "in_flight": 1,
             "queued": 2,
             "age_s": 0.25,
+            "endpoint": "tcp://b1:5560",
         },
         {
             "broker_id": "b2",
@@ -347,6 +353,7 @@ def test_each_broker_has_a_row_in_both_formats():
             "in_flight": 0,
             "queued": 0,
             "age_s": None,
+            "endpoint": "tcp://b2:5560",
         },
     ]
     first, second = metrics_response(found).brokers

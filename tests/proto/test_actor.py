@@ -1,6 +1,7 @@
 """The mailbox: one event at a time, in order, and one timer."""
 
 import asyncio
+import contextvars
 
 import pytest
 
@@ -67,6 +68,25 @@ async def test_an_event_that_arises_from_an_action_waits_for_its_turn(core):
     mailbox.tell("a")
     assert story == ["send", "note", "give up"]
     assert core.events == ["a", "unreachable"]
+
+
+async def test_what_comes_of_an_event_does_not_log_as_the_call_that_told_it(core):
+    """The timer that it leaves behind would do so for ever."""
+    caller = contextvars.ContextVar("caller", default=None)
+    seen = []
+    core.answers = {"a": ["act"], "timer": ["act"]}
+    mailbox = Mailbox(core, "timer", lambda _: seen.append(caller.get()))
+
+    async def call():
+        caller.set("somebody")
+        core.deadline = asyncio.get_running_loop().time() + 0.01
+        mailbox.tell("a")
+        assert caller.get() == "somebody"
+
+    await asyncio.create_task(call())
+    await until(lambda: "timer" in core.events)
+    mailbox.close()
+    assert set(seen) == {None}
 
 
 async def test_the_core_is_told_when_its_time_has_come(core):

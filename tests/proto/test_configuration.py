@@ -155,3 +155,20 @@ def test_help_explains_each_setting(capsys):
     assert "--log-level" in text
     assert "[FLUX_EXAMPLE_LOG_LEVEL]" in text
     assert "[THE_PASSWORD]" in text
+
+
+class Between(ComponentSettings):
+    own: int = Field(1, description="of the class between")
+
+
+class Component(Between):
+    model_config = SettingsConfigDict(env_prefix="FLUX_COMPONENT_")
+
+
+def test_help_names_each_variable_once(capsys):
+    with pytest.raises(SystemExit):
+        load_settings(Component, ["--help"], "component")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "of the class between [FLUX_COMPONENT_OWN]" in told
+    assert "lowest level that is logged [FLUX_COMPONENT_LOG_LEVEL]" in told
+    assert "[LOG_LEVEL]" not in told

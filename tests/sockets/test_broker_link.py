@@ -57,8 +57,9 @@ async def test_what_is_no_message_is_dropped_and_the_next_one_heard(link, endpoi
     assert link.received == [frontend_view()]
 
 
-async def test_what_cannot_be_sent_is_dropped_and_counted(link):
-    assert not link.send(worker_report())
+async def test_what_cannot_be_sent_is_dropped_and_counted_unless_it_is_said_again_anyway(link):
+    assert not link.send(leave(identifier("worker 1")))
+    assert not link.send(leave(identifier("worker 1")))
     assert not link.send(worker_report())
     assert link.dropped == 2
 
