@@ -25,7 +25,7 @@ from frontend.settings import FrontendSettings
 from frontend.status_text import status_text
 from proto.messages import MAX_IMAGE_BYTES
 from proto.service_watch import ServiceWatch
-from proto.signals import on_end_signals
+from proto.signals import on_end_signals, on_reload_signal
 
 REQUEST_MAX_BYTES: Final = 1024 * 1024
 """Far above any valid request: what is a little too long is to hear our error and not gRPC's."""
@@ -102,6 +102,8 @@ async def run_until_signal(settings: FrontendSettings, connect: ConnectCluster) 
         stop.set()
 
     on_end_signals(end)
+    # Also where there is nothing to read: SIGHUP would end the process.
+    on_reload_signal(lambda: log.info("reading keys and certificates again", on="SIGHUP"))
     edge = Edge(settings)
     edge.keep_fresh()
     async with running_frontend(settings, edge, connect):
