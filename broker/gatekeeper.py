@@ -60,13 +60,21 @@ class Gatekeeper:
         """
         try:
             fresh = read_authorized_keys(self._authorized_keys_file)
-            own_key_is_new = read_key_pair(self._key_file) != self._own
         except KeyFileUnusable as error:
             log.error("keys not read again, the old ones stay", why=str(error))
+        else:
+            self._take(fresh)
+        self._look_at_own_key()
+
+    def _look_at_own_key(self) -> None:
+        """Whatever has become of it, keys that were taken out of the list are."""
+        try:
+            is_new = read_key_pair(self._key_file) != self._own
+        except KeyFileUnusable as error:
+            log.error("the broker could not start again with its own key", why=str(error))
             return
-        if own_key_is_new:
+        if is_new:
             log.warning("the broker's own key has changed: it is used when the broker starts again")
-        self._take(fresh)
 
     def _take(self, fresh: AuthorizedKeys) -> None:
         old, self._authorized = self._authorized, fresh

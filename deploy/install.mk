@@ -100,7 +100,10 @@ uninstall:
 	    systemctl disable --quiet $(filter-out %@.service,$(all_units)) 2>/dev/null; \
 	    rm -rf /etc/systemd/system/flux-server.target.wants; \
 	    systemctl stop $(filter-out %@.service,$(all_units)) 'flux-worker@*.service' 2>/dev/null; :; fi
-	rm -rf "$(staged)" "$(staged).new" "$(staged).old" "$(DESTDIR)$(docdir)"
+	rm -rf "$(staged)" "$(staged).new" "$(staged).old"
+	rm -f $(foreach file,README.md LICENSE $(notdir $(wildcard docs/*.md)) \
+	    $(addprefix examples/,$(notdir $(wildcard deploy/systemd/examples/*))),"$(DESTDIR)$(docdir)/$(file)")
+	-@rmdir "$(DESTDIR)$(docdir)/examples" "$(DESTDIR)$(docdir)" 2>/dev/null || :
 	rm -f $(foreach unit,$(all_units),"$(DESTDIR)$(unitdir)/$(unit)") "$(DESTDIR)$(bindir)/flux-keys" \
 	    "$(DESTDIR)$(sysusersdir)/flux-server.conf" "$(DESTDIR)$(tmpfilesdir)/flux-server.conf"
 	@if $(on_this_host); then systemctl daemon-reload; fi

@@ -89,7 +89,7 @@ class Brokers:
         return min(self, key=lambda broker: (self.standing(broker, now), broker))
 
     def standing(self, broker: int, now: float) -> Standing:
-        return Standing.SILENT if self.is_double(broker) else self[broker].standing(now)
+        return Standing.SILENT if self.is_double(broker, now) else self[broker].standing(now)
 
     def keeps_calls(self, broker: int, now: float) -> bool:
         """Whether its calls are to stay there."""
@@ -107,15 +107,21 @@ class Brokers:
         """It is not about to see what another one has seen a moment earlier."""
         return now - self[broker].changed_at >= self.timing.broker_silent_s
 
-    def is_double(self, broker: int) -> bool:
-        """Another endpoint leads to the same broker, which would miss in one report what is in the other."""
+    def is_double(self, broker: int, now: float) -> bool:
+        """Another endpoint leads to the same broker, which would miss in one report what is in the other.
+
+        Not once that one is silent: this endpoint, an address that moves perhaps, may lead elsewhere by now.
+        """
         epoch = self[broker].contact.epoch
-        return epoch is not None and any(self[other].contact.epoch == epoch for other in range(broker))
+        others = [self[other].contact for other in range(broker)]
+        return epoch is not None and any(each.epoch == epoch and each.is_heard(now) for each in others)
 
     def heard(self, now: float) -> list[int]:
         """Those that have answered, and were heard of lately."""
         return [
-            broker for broker in self if self[broker].contact.is_heard(now) and not self.is_double(broker)
+            broker
+            for broker in self
+            if self[broker].contact.is_heard(now) and not self.is_double(broker, now)
         ]
 
     def ready_workers(self, now: float) -> int:

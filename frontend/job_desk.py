@@ -277,7 +277,7 @@ class JobDesk:
     def _viewed(self, broker: int, view: FrontendView, now: float) -> None:
         if self.contacts[broker].viewed(view, now):
             self._note("broker answers", broker_id=view.broker_id, epoch=view.epoch)
-            if self.contacts.is_double(broker):
+            if self.contacts.is_double(broker, now):
                 self._note("two endpoints lead to one broker", "error", broker_id=view.broker_id)
         for status in view.jobs:
             self._status_came(broker, status, view.echo, now)
@@ -355,7 +355,7 @@ class JobDesk:
     def _report(self, broker: int, now: float) -> None:
         known = self.contacts[broker]
         known.contact.reported(now)
-        if self.contacts.is_double(broker):
+        if self.contacts.is_double(broker, now):
             return
         known.unreported_keys.clear()
         self._send(

@@ -102,6 +102,7 @@ async def run_until_signal(settings: FrontendSettings, connect: ConnectCluster) 
         stop.set()
 
     on_end_signals(end)
+    # Also where there is nothing to read: SIGHUP would end the process.
     on_reload_signal(lambda: log.info("reading keys and certificates again", on="SIGHUP"))
     edge = Edge(settings)
     edge.keep_fresh()

@@ -42,10 +42,14 @@ class Brokers:
     def of(self, broker: int) -> BrokerContact:
         return self._known[broker].contact
 
-    def is_double(self, broker: int) -> bool:
-        """Another endpoint leads to the same broker, which would take this worker for two at one time."""
+    def is_double(self, broker: int, now: float) -> bool:
+        """Another endpoint leads to the same broker, which would take this worker for two at one time.
+
+        Not once that one is silent: this endpoint, an address that moves perhaps, may lead elsewhere by now.
+        """
         epoch = self.of(broker).epoch
-        return epoch is not None and any(self.of(other).epoch == epoch for other in range(broker))
+        others = [self.of(other) for other in range(broker)]
+        return epoch is not None and any(each.epoch == epoch and each.is_heard(now) for each in others)
 
     def report_soon(self, now: float) -> None:
         """To all of them: what this worker is, and what it does, has changed."""

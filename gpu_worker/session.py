@@ -176,7 +176,7 @@ class Session:
     def _viewed(self, broker: int, view: WorkerView, now: float) -> None:
         if self.contacts.viewed(broker, view, now):
             self._outbox.note("broker answers", broker_id=view.broker_id, epoch=view.epoch)
-            if self.contacts.is_double(broker):
+            if self.contacts.is_double(broker, now):
                 self._outbox.note("two endpoints lead to one broker", "error", broker_id=view.broker_id)
         self.executions.settle(broker, view, now)
 
@@ -191,7 +191,7 @@ class Session:
 
     def _report(self, broker: int, now: float) -> None:
         self.contacts.of(broker).reported(now)
-        if self.contacts.is_double(broker):
+        if self.contacts.is_double(broker, now):
             return
         self._outbox.send(
             broker,

@@ -1,5 +1,6 @@
 """What happens often and is logged rarely: every time is counted, few make a line."""
 
+from collections import deque
 from collections.abc import Hashable
 from typing import Final
 
@@ -7,12 +8,15 @@ SILENCE_S: Final = 60.0
 """Between two lines about the same thing."""
 MAX_THINGS: Final = 256
 """That are told apart; the one that happened longest ago is forgotten."""
+LINES_MAX: Final = 64
+"""Within `SILENCE_S`, about all things together: who makes up a new one each time must not fill the disk."""
 
 
 class Rarely:
     def __init__(self) -> None:
         self._counts: dict[Hashable, int] = {}
         self._written_at: dict[Hashable, float] = {}
+        self._lines_at: deque[float] = deque([-SILENCE_S] * LINES_MAX, maxlen=LINES_MAX)
         self.total = 0
 
     def count(self, thing: Hashable, now: float) -> int | None:
@@ -23,7 +27,8 @@ class Rarely:
             oldest = next(iter(self._counts))
             del self._counts[oldest]
             self._written_at.pop(oldest, None)
-        if now - self._written_at.get(thing, -SILENCE_S) < SILENCE_S:
+        if now - max(self._written_at.get(thing, -SILENCE_S), self._lines_at[0]) < SILENCE_S:
             return None
         self._written_at[thing] = now
+        self._lines_at.append(now)
         return times

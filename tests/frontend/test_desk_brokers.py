@@ -316,3 +316,13 @@ def test_two_endpoints_of_one_broker_are_named_and_used_once(accepted):
     assert accepted.sent(FrontendReport, SECOND) == []
     accepted.viewed(draining=True)
     assert accepted.sent(Submit) == []
+
+
+def test_a_second_endpoint_is_used_when_the_first_one_is_silent(desk):
+    """An address that moves led to the first broker, and leads to another one when that one is gone."""
+    desk.viewed(broker=SECOND, epoch=epoch_of(FIRST))
+    desk.after(desk.timing.broker_silent_s + 1.0, answered=False)
+    assert desk.sent(FrontendReport, SECOND)
+    desk.viewed(broker=SECOND)
+    desk.open()
+    assert submitted_to(desk) == SECOND

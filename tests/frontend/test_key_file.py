@@ -52,6 +52,7 @@ keys = ["b"]
         ("", "names no client; expected are tables [clients.NAME]"),
         ("[clients]", "names no client; expected are tables [clients.NAME]"),
         (f'[clients.a]\nkeys = ["{SECRET}"', "end of document: not valid TOML"),
+        ("a = " + "[" * 100_000, "nested far too deeply"),
         (f'[clients.a]\nkeys = "{SECRET}\n', "line 2, column"),
         (f'[clients.a]\nkeys = ["a"]\n[clients.a]\nkeys = ["{SECRET}"]', "line 3, column 11: not valid TOML"),
         (b"[clients.a]\nkeys = ['hush-hush\xff']", "is no text in UTF-8"),

@@ -103,6 +103,16 @@ async def shake_no_hands(address):
     writer.close()
 
 
+async def test_sighup_does_not_end_one_that_has_no_files():
+    async with process(*ARGUMENTS, API_KEYS="hush") as child:
+        await line_of(child, "serving")
+        child.send_signal(signal.SIGHUP)
+        assert (await line_of(child, "reading keys and certificates again"))["on"] == "SIGHUP"
+        child.send_signal(signal.SIGTERM)
+        await child.stderr.read()
+        assert await child.wait() == 0
+
+
 async def test_sighup_takes_keys_and_certificate_anew_and_does_not_end_it(tmp_path):
     keys, certificate, private_key = (tmp_path / name for name in ("keys.toml", "server.pem", "server.key"))
 

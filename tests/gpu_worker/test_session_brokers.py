@@ -215,3 +215,10 @@ def test_two_endpoints_of_one_broker_are_named_and_used_once(ready):
     ready.after(2.5)
     assert ready.sent(WorkerReport, SECOND) == []
     assert len(ready.sent(WorkerReport, FIRST)) > 1
+
+
+def test_a_second_endpoint_is_used_when_the_first_one_is_silent(ready):
+    """An address that moves led to the first broker, and leads to another one when that one is gone."""
+    ready.viewed(SECOND, epoch=epoch_of(FIRST))
+    ready.after(ready.session.timing.broker_silent_s + 1.0, answered=False)
+    assert ready.sent(WorkerReport, SECOND)

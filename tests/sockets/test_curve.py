@@ -200,6 +200,15 @@ async def test_a_key_that_is_removed_is_cut_off(router, endpoints, keys, raw, lo
     await until(lambda: not router._mailbox._core.state.workers)
 
 
+def test_a_key_is_removed_even_if_the_brokers_own_is_unusable(keys, gatekeeper, logs):
+    keys.authorize(frontend="frontend")
+    keys.secret_file("broker").chmod(0o644)
+    gatekeeper.reload()
+    assert not gatekeeper.is_authorized("worker", keys.pairs["worker"].public)
+    assert logs[-1]["event"] == "the broker could not start again with its own key"
+    assert "chmod 0600" in logs[-1]["why"]
+
+
 async def test_a_broken_list_changes_nothing(router, endpoints, keys, raw, logs, gatekeeper):
     worker = raw(zmq.DEALER, endpoints[0], **keys.options("worker"))
     await answered(worker, worker_report(), WorkerView)
