@@ -50,6 +50,8 @@ class Executions:
     encoding: Encodings = field(default_factory=Encodings)
     held: OutcomeStore = field(init=False)
     tally: Tally = field(default_factory=Tally)
+    _refused: dict[bytes, RefusalReason] = field(default_factory=dict)
+    """Executions that it has not begun, oldest first, and why."""
     _ended: deque[bytes] = field(default_factory=lambda: deque(maxlen=REMEMBERED_EXECUTIONS))
 
     def __post_init__(self) -> None:
@@ -106,8 +108,9 @@ class Executions:
             return
         if self._is_known(start.execution_id):
             return
-        reason = self._why_not(broker, start, draining=draining)
+        reason = self._refused.get(start.execution_id) or self._why_not(broker, start, draining=draining)
         if reason is not None:
+            self._remember_refused(start.execution_id, reason)
             refuse = Refuse(reason=reason, job_id=start.claim.job_id, execution_id=start.execution_id)
             self.outbox.send(broker, refuse)
             self.brokers.of(broker).report_soon(now)
@@ -131,6 +134,12 @@ class Executions:
         self.outbox.add(RunJob(child=self.engine.children, job=job))
         self.outbox.note("job started", job_id=job.job_id, execution_id=job.execution_id)
         self.brokers.report_soon(now)
+
+    def _remember_refused(self, execution_id: bytes, reason: RefusalReason) -> None:
+        """Its broker will count it as not begun: then it must not begin when the same START comes again."""
+        self._refused[execution_id] = reason
+        while len(self._refused) > REMEMBERED_EXECUTIONS:
+            del self._refused[next(iter(self._refused))]
 
     def _start_again(self, broker: int, busy: Busy, start: Start, now: float) -> None:
         """Who wants the running execution may have changed since it began; it begins nothing."""

@@ -291,6 +291,18 @@ def test_a_start_before_any_view_is_stale(worker):
     refused(worker, RefusalReason.STALE_START)
 
 
+def test_what_was_refused_is_not_begun_when_the_same_start_comes_again(worker):
+    """The broker has counted it as not begun, and another execution may run already."""
+    worker.tell(TimerFired())
+    worker.ready()
+    worker.start("other")
+    worker.viewed()
+    worker.start("other")
+    refused(worker, RefusalReason.STALE_START)
+    worker.start("third")
+    assert len(worker.of(RunJob)) == 1
+
+
 # --- The end of an execution -------------------------------------------------------------------
 
 
