@@ -79,7 +79,8 @@ class WishRules:
             execution = ledger.executions[execution_id]
             told_at = self._let_go.get((broker.epoch, execution.identity))
             is_current = execution.epoch == broker.epoch and execution.returned_at is None
-            if told_at is None or not is_current or execution.identity not in ledger.waiting:
+            was_ended = broker.epoch in execution.cancelled_by  # Before it heard of the move.
+            if told_at is None or not is_current or was_ended or execution.identity not in ledger.waiting:
                 continue
             if broker.reading() - told_at < MARGIN * ledger.world.timing.rebuild_s:
                 detail = f"{broker.name} ends {ledger.short(execution_id)}"
