@@ -1,4 +1,7 @@
-"""First stage: pictures to latents and back, on pieces of scenes. Most of a scene is plain: the pieces have its edges."""
+"""First stage: pictures to latents and back.
+
+It sees pieces of scenes, most of them with edges: a whole scene is mostly plain.
+"""
 
 from typing import Any, Final
 
@@ -17,7 +20,7 @@ from training.scorer import agreement, read_single
 _KL_WEIGHT: Final = 1e-3
 _KL_RAMP_STEPS: Final = 1000
 _PIECES: Final = ((0.6, 64, 4), (1.0, 128, 1))
-"""Up to this part of the steps: the side of a piece in pixels, and how many times the batch. Small ones are quick."""
+"""Up to this part of the steps: a piece's side in pixels, and quarters of the batch. Small ones are quick."""
 _PICTURE_SIDES: Final = (128, 192, 256, 256, 256, 320, 512)
 _PAIRS: Final = 0.15
 _LOG_VARIANCE: Final = -4.0
@@ -49,7 +52,9 @@ class AutoencoderStage:
         pictures = self._pieces(step) * 2 - 1
         noise = chance.tensors(self._seed, self.name, "noise", step)
         latents = self.trained.encode(pictures).latent_dist
-        sample = latents.mean + latents.std * torch.randn(latents.mean.shape, generator=noise).to(self._device)
+        sample = latents.mean + latents.std * torch.randn(latents.mean.shape, generator=noise).to(
+            self._device
+        )
         found = self.trained.decode(sample).sample.float()
         absolute, square = functional.l1_loss(found, pictures), functional.mse_loss(found, pictures)
         divergence = latents.kl().mean() / latents.mean[0].numel()
@@ -64,7 +69,9 @@ class AutoencoderStage:
 
     def _pieces(self, step: int) -> Any:
         """Shape (count, 3, side, side), 0-1."""
-        side, times = next((side, times) for until, side, times in _PIECES if step < until * self.recipe.steps)
+        side, times = next(
+            (side, times) for until, side, times in _PIECES if step < until * self.recipe.steps
+        )
         count = max(1, self.recipe.batch * times // 4)
         numbers = chance.numbers(self._seed, self.name, step)
         scenes = [draw_scene(numbers, pairs=_PAIRS) for _ in range(count)]
@@ -88,15 +95,18 @@ def _corner(scene: Scene, side: int, picture_side: int, numbers: Any) -> tuple[i
     return top, left
 
 
-@torch.no_grad()
 def round_trip(vae: Any, *, device: str, side: int = 256, count: int = _MEASURED) -> dict[str, float]:
     """What is left of held-out scenes after this autoencoder: PSNR in dB, and what the scorer still reads."""
-    numbers = chance.numbers("round trip", side)
-    scenes = [draw_scene(numbers, held_out=True) for _ in range(count)]
-    pictures = render(scenes, side, side, chance.tensors("round trip", side), device=device)
-    found = [((vae.decode(vae.encode(it[None] * 2 - 1).latent_dist.mean).sample[0] + 1) / 2).clamp(0, 1) for it in pictures]
-    square = sum(float((a - b).square().mean()) for a, b in zip(found, pictures, strict=True)) / count
-    readings = [read_single(it.permute(1, 2, 0).float().cpu().numpy()) for it in found]
-    scores = [agreement(scene, reading) for scene, reading in zip(scenes, readings, strict=True)]
-    means = {name: sum(score[name] for score in scores) / count for name in scores[0]}
-    return {"psnr": -10 * torch.tensor(max(square, 1e-10)).log10().item(), **means}
+    with torch.no_grad():
+        numbers = chance.numbers("round trip", side)
+        scenes = [draw_scene(numbers, held_out=True) for _ in range(count)]
+        pictures = render(scenes, side, side, chance.tensors("round trip", side), device=device)
+        found = [
+            ((vae.decode(vae.encode(it[None] * 2 - 1).latent_dist.mean).sample[0] + 1) / 2).clamp(0, 1)
+            for it in pictures
+        ]
+        square = sum(float((a - b).square().mean()) for a, b in zip(found, pictures, strict=True)) / count
+        readings = [read_single(it.permute(1, 2, 0).float().cpu().numpy()) for it in found]
+        scores = [agreement(scene, reading) for scene, reading in zip(scenes, readings, strict=True)]
+        means = {name: sum(score[name] for score in scores) / count for name in scores[0]}
+        return {"psnr": -10 * torch.tensor(max(square, 1e-10)).log10().item(), **means}

@@ -32,12 +32,18 @@ _SIZE_WORDS: Final = {
 }
 _ROW_WORDS: Final = {"top": ("top", "upper"), "middle": ("middle", "centre"), "bottom": ("bottom", "lower")}
 _CENTRE_PHRASES: Final = (
-    "in the middle", "in the centre", "in the center", "at the centre", "centred", "centered", "at the center",
+    "in the middle", "in the centre", "in the center", "at the centre", "centred", "centered",
 )  # fmt: skip
 _SIDE_PHRASES: Final = (
     "at the {it}", "on the {it}", "at the {it} side", "on the {it} side", "{it}", "near the {it} edge",
 )  # fmt: skip
-_SIDEWAYS_PHRASES: Final = ("on the {it}", "at the middle {it}", "to the {it}", "on the {it}-hand side", "{it}")
+_SIDEWAYS_PHRASES: Final = (
+    "on the {it}",
+    "at the middle {it}",
+    "to the {it}",
+    "on the {it}-hand side",
+    "{it}",
+)
 _UPRIGHT_PHRASES: Final = ("at the {it} centre", "at the {it} center", "in the {it} middle", "at the {it}")
 _CORNER_PHRASES: Final = (
     "at the {row} {it}", "in the {row} {it}", "in the {row} {it} corner", "{row} {it}", "{row}-{it}",
@@ -48,16 +54,19 @@ _GROUND_PHRASES: Final = (
     "on a {c} ground", "with a {c} background", "the background is {c}", "in front of a {c} backdrop",
 )  # fmt: skip
 _OPENINGS: Final = (
-    "", "", "", "", "draw ", "a picture of ", "an image of ", "please draw ", "i want ", "show me ", "a drawing of ",
-    "picture: ",
+    "", "", "", "", "draw ", "a picture of ", "an image of ", "please draw ", "i want ", "show me ",
+    "a drawing of ", "picture: ",
 )  # fmt: skip
 _IDLE_WORDS: Final = (
-    "beautiful", "simple", "flat", "bright", "nice", "clean", "minimalist", "illustration", "high quality", "icon",
-    "4k", "please", "pretty", "art", "photo of", "geometric", "cute", "style", "render",
+    "beautiful", "simple", "flat", "bright", "nice", "clean", "minimalist", "illustration", "high quality",
+    "icon", "4k", "please", "pretty", "art", "photo of", "geometric", "cute", "style", "render",
 )  # fmt: skip
 _RELATIONS: Final = {
     "above": (("above", "over", "on top of"), ("below", "under", "beneath")),
-    "left": (("left of", "to the left of", "on the left of"), ("right of", "to the right of", "on the right of")),
+    "left": (
+        ("left of", "to the left of", "on the left of"),
+        ("right of", "to the right of", "on the right of"),
+    ),
 }
 """From the first thing to the second, and from the second to the first."""
 _JOINTS: Final = (", ", ", ", " ", " ", "; ", ". ")
@@ -135,7 +144,9 @@ def _subject(thing: Thing, chance: random.Random, *, sizes: bool = True) -> str:
     words = " ".join(words.split())
     if chance.random() < 0.25:
         return words
-    return f"{chance.choice(('the', 'one'))} {words}" if chance.random() < 0.1 else f"{_article(words)} {words}"
+    return (
+        f"{chance.choice(('the', 'one'))} {words}" if chance.random() < 0.1 else f"{_article(words)} {words}"
+    )
 
 
 def _article(words: str) -> str:
@@ -151,7 +162,9 @@ def _place(cell: int, chance: random.Random) -> str:
             return chance.choice(_SIDEWAYS_PHRASES).format(it=column)
         case _, "centre":
             phrases = _UPRIGHT_PHRASES if chance.random() < 0.5 else _SIDE_PHRASES
-            return chance.choice(phrases).format(it=chance.choice(_ROW_WORDS[row]) if phrases is _UPRIGHT_PHRASES else row)
+            return chance.choice(phrases).format(
+                it=chance.choice(_ROW_WORDS[row]) if phrases is _UPRIGHT_PHRASES else row
+            )
         case _:
             return chance.choice(_CORNER_PHRASES).format(row=chance.choice(_ROW_WORDS[row]), it=column)
 

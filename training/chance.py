@@ -1,4 +1,4 @@
-"""Everything random in the training, by a name and a number: so that a stopped run goes on as it would have."""
+"""Everything random, by a name and a number: so that a stopped run goes on as it would have."""
 
 import hashlib
 import random

@@ -45,5 +45,7 @@ def read(file: Path) -> Checkpoint | None:
 def part(tensors: Tensors, prefix: str) -> Tensors:
     """Those under this name, without it."""
     return {
-        name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")
+        name.removeprefix(f"{prefix}."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{prefix}.")
     }

@@ -1,4 +1,4 @@
-"""Takes a stage through its steps: optimizer, averaged weights, checkpoints, the curve. Stops where it is told to."""
+"""Takes a stage through its steps: optimizer, averaged weights, checkpoints, the curve."""
 
 import csv
 import time
@@ -37,7 +37,9 @@ class Stage(Protocol):
 class Course:
     """One stage in one folder: `NAME.safetensors` is its result, `NAME.checkpoint` what it goes on from."""
 
-    def __init__(self, stage: Stage, folder: Path, *, seed: int, device: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, stage: Stage, folder: Path, *, seed: int, device: str, say: Callable[[str], None]
+    ) -> None:
         self._stage = stage
         self._folder = folder
         self._seed = seed
@@ -51,21 +53,20 @@ class Course:
         self._average = {name: tensor.detach().clone() for name, tensor in self._module.state_dict().items()}
         self._sums: dict[str, Any] = {}
 
-    def run(self, deadline: float | None, measure_steps: int) -> bool:
-        """Whether the stage is finished; False if `deadline` (of the monotonic clock) came before."""
+    def run(self, must_stop: Callable[[], bool], measure_steps: int) -> bool:
+        """Whether the stage is finished; False if it had to stop before. Asked between two steps."""
         recipe, name = self._stage.recipe, self._stage.name
-        if (found := checkpoint.read(self._folder / f"{name}.checkpoint")) is not None:
+        if (found := checkpoint.read(checkpoint_file(self._folder, name))) is not None:
             self._restore(found)
         saved = time.monotonic()
         while self._step < recipe.steps:
-            now = time.monotonic()
-            if deadline is not None and now >= deadline:
+            if must_stop():
                 self._save()
                 self._say(f"{name}: stopped at step {self._step} of {recipe.steps}")
                 return False
-            if now - saved > _SAVE_S:
+            if time.monotonic() - saved > _SAVE_S:
                 self._save()
-                saved = now
+                saved = time.monotonic()
             self._take_step()
             if self._step % measure_steps == 0 and self._step < recipe.steps:
                 self._measure()
@@ -73,7 +74,7 @@ class Course:
         checkpoint.write(
             result_file(self._folder, name), checkpoint.Checkpoint(self._step, self._seed, self._average)
         )
-        (self._folder / f"{name}.checkpoint").unlink(missing_ok=True)
+        (checkpoint_file(self._folder, name)).unlink(missing_ok=True)
         return True
 
     def _take_step(self) -> None:
@@ -90,11 +91,11 @@ class Course:
         self._step += 1
         self._note(losses)
 
-    @torch.no_grad()
     def _blend(self, keep: float) -> None:
-        for name, tensor in self._module.state_dict().items():
-            if tensor.is_floating_point():
-                self._average[name].lerp_(tensor, 1 - keep)
+        with torch.no_grad():
+            for name, tensor in self._module.state_dict().items():
+                if tensor.is_floating_point():
+                    self._average[name].lerp_(tensor, 1 - keep)
 
     def _note(self, losses: Losses) -> None:
         for name, value in losses.items():
@@ -128,14 +129,15 @@ class Course:
             if state := self._optimizer.state.get(parameter):
                 tensors[f"first.{name}"], tensors[f"second.{name}"] = state["exp_avg"], state["exp_avg_sq"]
         tensors |= {f"sum.{name}": torch.as_tensor(value) for name, value in self._sums.items()}
-        file = self._folder / f"{self._stage.name}.checkpoint"
+        file = checkpoint_file(self._folder, self._stage.name)
         checkpoint.write(file, checkpoint.Checkpoint(self._step, self._seed, tensors))
 
     def _restore(self, found: checkpoint.Checkpoint) -> None:
         self._step = found.step
         self._module.load_state_dict(checkpoint.part(found.tensors, "model"))
         self._average = {
-            name: tensor.to(self._device) for name, tensor in checkpoint.part(found.tensors, "average").items()
+            name: tensor.to(self._device)
+            for name, tensor in checkpoint.part(found.tensors, "average").items()
         }
         first, second = (checkpoint.part(found.tensors, name) for name in ("first", "second"))
         for name, parameter in self._module.named_parameters():
@@ -145,12 +147,31 @@ class Course:
                     "exp_avg": first[name].to(self._device),
                     "exp_avg_sq": second[name].to(self._device),
                 }
-        self._sums = {name: value.to(self._device) for name, value in checkpoint.part(found.tensors, "sum").items()}
+        self._sums = {
+            name: value.to(self._device) for name, value in checkpoint.part(found.tensors, "sum").items()
+        }
         forget_after(curve_file(self._folder, self._stage.name), found.step)
 
 
 def result_file(folder: Path, name: StageName) -> Path:
     return folder / f"{name}.safetensors"
+
+
+def weights_of(folder: Path, name: StageName) -> checkpoint.Tensors | None:
+    """The finished ones, or what an unfinished stage would give now; None if it has not begun."""
+    if (finished := checkpoint.read(result_file(folder, name))) is not None:
+        return finished.tensors
+    begun = checkpoint.read(checkpoint_file(folder, name))
+    return None if begun is None else checkpoint.part(begun.tensors, "average")
+
+
+def steps_done(folder: Path, name: StageName) -> int:
+    found = checkpoint.read(result_file(folder, name)) or checkpoint.read(checkpoint_file(folder, name))
+    return 0 if found is None else found.step
+
+
+def checkpoint_file(folder: Path, name: StageName) -> Path:
+    return folder / f"{name}.checkpoint"
 
 
 def curve_file(folder: Path, name: StageName) -> Path:

@@ -1,4 +1,4 @@
-"""The model's parts before they are trained: stock classes, small enough for 256 x 256 in a second on one core.
+"""The model's parts before they are trained: stock classes, small enough for one core of a CPU.
 
 Five VAE blocks make a token 32 pixels wide, so that such a picture is 64 tokens.
 """
@@ -6,7 +6,14 @@ Five VAE blocks make a token 32 pixels wide, so that such a picture is 64 tokens
 from typing import Any, Final
 
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 LATENT_CHANNELS: Final = 16
 DOWN: Final = 16

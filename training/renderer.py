@@ -37,7 +37,12 @@ class Window:
 
 
 def render(
-    scenes: Sequence[Scene], height: int, width: int, chance: Any, window: Window | None = None, device: str = "cpu"
+    scenes: Sequence[Scene],
+    height: int,
+    width: int,
+    chance: Any,
+    window: Window | None = None,
+    device: str = "cpu",
 ) -> Tensor:
     """Shape (scenes, 3, height, width), 0-1. `chance` (a CPU generator) moves, turns and scales a little.
 
@@ -49,46 +54,57 @@ def render(
         window = Window(height, width, zeros, zeros)
     rows = window.tops[:, None].to(device) + torch.arange(window.height, device=device) + 0.5
     columns = window.lefts[:, None].to(device) + torch.arange(window.width, device=device) + 0.5
-    side = min(height, width)
-    palette = torch.tensor(list(COLOURS.values()), device=device)
     shade = 1 + _GROUND_SHADE * (0.5 - rows / height)
-    picture = palette[[scene.ground for scene in scenes]][:, :, None, None] * shade[:, None, :, None]
+    picture = _palette(device)[[scene.ground for scene in scenes]][:, :, None, None] * shade[:, None, :, None]
     picture = picture.expand(-1, -1, -1, window.width)
     for number in range(max(len(scene.things) for scene in scenes)):
         have = [index for index, scene in enumerate(scenes) if len(scene.things) > number]
         things = [scenes[index].things[number] for index in have]
-        picture = _with_things(
-            picture, have, things, rows[have], columns[have], (height, width, side), jitter[have, number].to(device),
-            palette,
-        )  # fmt: skip
+        grid = _Grid(rows[have], columns[have], height, width)
+        picture = _with_things(picture, have, things, grid, jitter[have, number].to(device))
     return picture.clamp(0, 1)
 
 
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """Where pixels are in pictures of this size; one row of numbers for each picture."""
+
+    rows: Tensor
+    columns: Tensor
+    height: int
+    width: int
+
+
 def _with_things(
-    picture: Tensor, have: list[int], things: list[Thing], rows: Tensor, columns: Tensor,
-    lengths: tuple[int, int, int], jitter: Tensor, palette: Tensor,
-) -> Tensor:  # fmt: skip
+    picture: Tensor, have: list[int], things: list[Thing], grid: _Grid, jitter: Tensor
+) -> Tensor:
     """The pictures with these numbers, with one more thing on each."""
-    height, width, side = lengths
-    places = torch.tensor(
-        [
-            (PLACES[_ROWS.index(CELLS[it.cell][0])], PLACES[_COLUMNS.index(CELLS[it.cell][1])], RADII[it.size])
-            for it in things
-        ],
-        device=picture.device,
-    )
-    radius = places[:, 2] * side * (1 + _SIZE_JITTER * jitter[:, 2])
-    y = (rows - (places[:, 0] * height + _PLACE_JITTER * side * jitter[:, 0])[:, None]) / radius[:, None]
-    x = (columns - (places[:, 1] * width + _PLACE_JITTER * side * jitter[:, 1])[:, None]) / radius[:, None]
+    side = min(grid.height, grid.width)
+    middles = torch.tensor([_middle(it) for it in things], device=picture.device)
+    moved = _PLACE_JITTER * side * jitter
+    radius = torch.tensor([RADII[it.size] for it in things], device=picture.device) * side
+    radius = radius * (1 + _SIZE_JITTER * jitter[:, 2])
+    y = (grid.rows - (middles[:, 0] * grid.height + moved[:, 0])[:, None]) / radius[:, None]
+    x = (grid.columns - (middles[:, 1] * grid.width + moved[:, 1])[:, None]) / radius[:, None]
     x, y = x[:, None, :], y[:, :, None]
-    sine, cosine = (it[:, None, None] for it in ((_TURN_JITTER * jitter[:, 3]).sin(), (_TURN_JITTER * jitter[:, 3]).cos()))
-    distance = shape_distance([it.shape for it in things], x * cosine + y * sine, y * cosine - x * sine)
+    turn = (_TURN_JITTER * jitter[:, 3])[:, None, None]
+    turned = x * turn.cos() + y * turn.sin(), y * turn.cos() - x * turn.sin()
+    distance = shape_distance([it.shape for it in things], *turned)
     cover = (0.5 - distance * radius[:, None, None]).clamp(0, 1)[:, None]
     shade = 1 - _THING_SHADE * (y + x).clamp(-2, 2)[:, None] / 2
-    colour = palette[[it.colour for it in things]][:, :, None, None] * shade
+    colour = _palette(picture.device)[[it.colour for it in things]][:, :, None, None] * shade
     picture = picture.clone()
     picture[have] = torch.lerp(picture[have], colour.clamp(0, 1), cover)
     return picture
+
+
+def _middle(thing: Thing) -> tuple[float, float]:
+    row, column = CELLS[thing.cell]
+    return PLACES[_ROWS.index(row)], PLACES[_COLUMNS.index(column)]
+
+
+def _palette(device: Any) -> Tensor:
+    return torch.tensor(list(COLOURS.values()), device=device)
 
 
 def shape_distance(shapes: Sequence[int], x: Tensor, y: Tensor) -> Tensor:
@@ -96,7 +112,9 @@ def shape_distance(shapes: Sequence[int], x: Tensor, y: Tensor) -> Tensor:
     distance = torch.empty(torch.broadcast_shapes(x.shape, y.shape), device=x.device)
     for shape in set(shapes):
         rows = [index for index, it in enumerate(shapes) if it == shape]
-        distance[rows] = _DISTANCES[shape](x[rows].expand_as(distance[rows]), y[rows].expand_as(distance[rows]))
+        distance[rows] = _DISTANCES[shape](
+            x[rows].expand_as(distance[rows]), y[rows].expand_as(distance[rows])
+        )
     return distance
 
 
@@ -146,7 +164,9 @@ _HEART: Final = 1.65
 def _heart(x: Tensor, y: Tensor) -> Tensor:
     x, y = x.abs() / _HEART, (0.5 * _HEART - y) / _HEART
     upper = ((x - 0.25) ** 2 + (y - 0.75) ** 2).sqrt() - math.sqrt(2) / 4
-    straight = torch.minimum(x**2 + (y - 1) ** 2, (x - (x + y).clamp(min=0) / 2) ** 2 + (y - (x + y).clamp(min=0) / 2) ** 2)
+    straight = torch.minimum(
+        x**2 + (y - 1) ** 2, (x - (x + y).clamp(min=0) / 2) ** 2 + (y - (x + y).clamp(min=0) / 2) ** 2
+    )
     lower = straight.sqrt() * (x - y).sign()
     return torch.where(x + y > 1, upper, lower) * _HEART
 

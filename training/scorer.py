@@ -47,7 +47,7 @@ def read_single(picture: Picture) -> Reading:
 def read_pair(picture: Picture) -> Reading:
     """As a picture of two things, above each other or side by side: whichever way leaves less in between."""
     ground, nearest = _ground(picture)
-    mask = _foreground(picture, ground)
+    mask = nearest != ground
     height, width = mask.shape
     across = mask[round(0.47 * height) : round(0.53 * height)].mean()
     along = mask[:, round(0.47 * width) : round(0.53 * width)].mean()
@@ -65,7 +65,7 @@ def read(picture: Picture, scene: Scene) -> Reading:
 
 
 def agreement(scene: Scene, reading: Reading) -> dict[str, float]:
-    """1 or 0 for each property: a part that holds for all things of the scene, and `all` for the whole scene."""
+    """1 or 0 for each property, which must hold for all things of the scene; `all` is without the size."""
     pairs = list(zip(scene.things, reading.things, strict=True))
     found = {
         "ground": scene.ground == reading.ground,
@@ -74,20 +74,15 @@ def agreement(scene: Scene, reading: Reading) -> dict[str, float]:
         "shape": all(it is not None and it.shape == wanted.shape for wanted, it in pairs),
     }
     sizes = all(it is not None and it.size == wanted.size for wanted, it in pairs)
-    return {name: float(value) for name, value in (found | {"all": all(found.values()), "size": sizes}).items()}
+    return {
+        name: float(value) for name, value in (found | {"all": all(found.values()), "size": sizes}).items()
+    }
 
 
 def _ground(picture: Picture) -> tuple[int, NDArray[np.intp]]:
     """The commonest colour, and each pixel's nearest one."""
     nearest = np.stack([((picture - colour) ** 2).sum(-1) for colour in _PALETTE]).argmin(0)
     return int(np.bincount(nearest.ravel(), minlength=len(_PALETTE)).argmax()), nearest
-
-
-def _foreground(picture: Picture, ground: int) -> Mask:
-    """What is nearer to some other colour than to the ground's, as it is in this picture."""
-    nearest = np.stack([((picture - colour) ** 2).sum(-1) for colour in _PALETTE]).argmin(0)
-    mask: Mask = nearest != ground
-    return mask
 
 
 def _thing(picture: Picture, ground: int, nearest: NDArray[np.intp], where: Mask) -> Thing | None:
@@ -146,7 +141,10 @@ def _size(shape: int, mask: Mask) -> int:
 def _areas() -> tuple[float, ...]:
     """Of each shape with radius 1; the last is for none of them."""
     line = torch.linspace(-2, 2, 401)
-    found = [float((shape_distance([it], line[None, None], line[None, :, None]) < 0).float().mean()) for it in range(len(SHAPES))]
+    found = [
+        float((shape_distance([it], line[None, None], line[None, :, None]) < 0).float().mean())
+        for it in range(len(SHAPES))
+    ]
     areas = [16 * it for it in found]
     return (*areas, sum(areas) / len(areas))
 
@@ -155,13 +153,17 @@ def _areas() -> tuple[float, ...]:
 def _templates() -> NDArray[np.bool_]:
     """Shape (shapes, turns, grid, grid): each with its own centroid in the middle and the area pi."""
     line = (np.arange(_GRID) + 0.5) / _GRID * 2 * _REACH - _REACH
-    return np.stack([np.stack([_template(shape, turn, line) for turn in _TURNS]) for shape in range(len(SHAPES))])
+    return np.stack(
+        [np.stack([_template(shape, turn, line) for turn in _TURNS]) for shape in range(len(SHAPES))]
+    )
 
 
 def _template(shape: int, turn: float, line: NDArray[np.float64]) -> Mask:
     def inside(x: Any, y: Any) -> Mask:
         cosine, sine = math.cos(turn), math.sin(turn)
-        tensors = (torch.from_numpy(it)[None].float() for it in (x * cosine + y * sine, y * cosine - x * sine))
+        tensors = (
+            torch.from_numpy(it)[None].float() for it in (x * cosine + y * sine, y * cosine - x * sine)
+        )
         mask: Mask = (shape_distance([shape], *tensors)[0] < 0).numpy()
         return mask
 
@@ -169,5 +171,7 @@ def _template(shape: int, turn: float, line: NDArray[np.float64]) -> Mask:
     x, y = np.broadcast_arrays(fine[None, :], fine[:, None])
     mask = inside(x, y)
     scale = math.sqrt(_areas()[shape] / math.pi)
-    wide, high = np.broadcast_arrays(line[None, :] * scale + x[mask].mean(), line[:, None] * scale + y[mask].mean())
+    wide, high = np.broadcast_arrays(
+        line[None, :] * scale + x[mask].mean(), line[:, None] * scale + y[mask].mean()
+    )
     return inside(wide, high)

@@ -1,7 +1,7 @@
-"""Second stage: the two text encoders learn to tell which scene is meant, before there is anything to draw.
+"""Second stage: the two text encoders learn to tell which scene is meant, before anything is drawn.
 
-Captions cost nothing, so synonyms, free word order and idle words are learnt here in minutes. What is kept are
-the encoders; the heads that name the scene's parts only teach.
+Captions cost nothing, so synonyms, free word order and idle words are learnt here in minutes. The encoders
+are kept; the heads that name the scene's parts only teach.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ _PAIRS: Final = 0.3
 _MEASURED: Final = 1000
 
 
-class TextEncoders(nn.Module):
+class TextEncoders(nn.Module):  # type: ignore[misc]
     """CLIP and T5 as the pipeline uses them: T5 always with all its tokens, none of them masked."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class TextEncoders(nn.Module):
         return states, pooled
 
 
-class _Taught(nn.Module):
+class _Taught(nn.Module):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.encoders = TextEncoders()
@@ -97,7 +97,9 @@ class TextStage:
 
 def encoder_weights(weights: Tensors) -> Tensors:
     """Of the encoders alone, from the stage's result."""
-    return {name.removeprefix("encoders."): it for name, it in weights.items() if name.startswith("encoders.")}
+    return {
+        name.removeprefix("encoders."): it for name, it in weights.items() if name.startswith("encoders.")
+    }
 
 
 def _numbers_of(scene: Scene) -> list[int]:
@@ -119,5 +121,7 @@ def _loss(logits: Any, wanted: Any) -> Any:
 
 def _all_right(logits: Any, wanted: Any) -> Any:
     parts = logits.split(_PARTS, 1)
-    right = [(part.argmax(1) == it) | (it == _NOTHING) for part, it in zip(parts, wanted.unbind(1), strict=True)]
+    right = [
+        (part.argmax(1) == it) | (it == _NOTHING) for part, it in zip(parts, wanted.unbind(1), strict=True)
+    ]
     return torch.stack(right).all(0)

@@ -1,6 +1,7 @@
 """The two tokenizers, with whole words for what captions are made of. Made by rule: the same each time."""
 
 from collections import Counter
+from itertools import pairwise
 from typing import Final
 
 from transformers import CLIPTokenizer, T5TokenizerFast
@@ -47,7 +48,7 @@ def _merges(words: list[str]) -> list[tuple[str, str]]:
     split = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
     merges = []
     while any(len(pieces) > 1 for pieces in split):
-        pairs = Counter(pair for pieces in split for pair in zip(pieces, pieces[1:], strict=False))
+        pairs = Counter(pair for pieces in split for pair in pairwise(pieces))
         chosen = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(chosen)
         split = [_merged(pieces, chosen) for pieces in split]
