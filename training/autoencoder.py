@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from training import chance
-from training.checkpoint import Tensors
+from training.checkpoint import Tensors, load_state
 from training.geometry import LATENT_CHANNELS, make_vae
 from training.recipe import StageName, StageRecipe
 from training.renderer import Window, render
@@ -64,7 +64,7 @@ class AutoencoderStage:
     def measure(self, weights: Tensors) -> dict[str, float]:
         """The scorer's opinion of whole pictures that went through it, and their PSNR in dB."""
         vae = make_vae().to(self._device)
-        vae.load_state_dict(weights)
+        load_state(vae, weights)
         return round_trip(vae, device=self._device)
 
     def _pieces(self, step: int) -> Any:

@@ -97,7 +97,10 @@ def vocabulary() -> list[str]:
         _OPENINGS, _IDLE_WORDS,
     ):  # fmt: skip
         texts += [phrase.format(it="left", row="right", c="red") for phrase in phrases]
-    return sorted({word for text in texts for word in _WORD.findall(text)} | {"a", "an", "the", "is", "that"})
+    return sorted(
+        {word for text in texts for word in _WORD.findall(text)}
+        | {"a", "an", "the", "one", "is", "that", "in"}
+    )
 
 
 def _single_parts(scene: Scene, chance: random.Random) -> list[str]:

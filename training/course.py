@@ -50,7 +50,9 @@ class Course:
             self._module.parameters(), lr=stage.recipe.rate, betas=(0.9, 0.98), weight_decay=1e-3
         )
         self._step = 0
-        self._average = {name: tensor.detach().clone() for name, tensor in self._module.state_dict().items()}
+        self._average = {
+            name: tensor.detach().clone() for name, tensor in checkpoint.state_of(self._module).items()
+        }
         self._sums: dict[str, Any] = {}
 
     def run(self, must_stop: Callable[[], bool], measure_steps: int) -> bool:
@@ -93,7 +95,7 @@ class Course:
 
     def _blend(self, keep: float) -> None:
         with torch.no_grad():
-            for name, tensor in self._module.state_dict().items():
+            for name, tensor in checkpoint.state_of(self._module).items():
                 if tensor.is_floating_point():
                     self._average[name].lerp_(tensor, 1 - keep)
 
@@ -120,10 +122,10 @@ class Course:
             writer = csv.writer(stream)
             if is_new:
                 writer.writerow(("step", "name", "value"))
-            writer.writerows((self._step, name, f"{value:.6g}") for name, value in values.items())
+            writer.writerows((self._step, name, f"{value:.6g}") for name, value in sorted(values.items()))
 
     def _save(self) -> None:
-        tensors = {f"model.{name}": tensor for name, tensor in self._module.state_dict().items()}
+        tensors = {f"model.{name}": tensor for name, tensor in checkpoint.state_of(self._module).items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self._average.items()}
         for name, parameter in self._module.named_parameters():
             if state := self._optimizer.state.get(parameter):
@@ -134,7 +136,7 @@ class Course:
 
     def _restore(self, found: checkpoint.Checkpoint) -> None:
         self._step = found.step
-        self._module.load_state_dict(checkpoint.part(found.tensors, "model"))
+        checkpoint.load_state(self._module, checkpoint.part(found.tensors, "model"))
         self._average = {
             name: tensor.to(self._device)
             for name, tensor in checkpoint.part(found.tensors, "average").items()
@@ -188,4 +190,4 @@ def forget_after(file: Path, step: int) -> None:
 
 
 def _listed(values: dict[str, float]) -> str:
-    return " ".join(f"{name} {value:.4f}" for name, value in values.items())
+    return " ".join(f"{name} {value:.4f}" for name, value in sorted(values.items()))

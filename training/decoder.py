@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from training import chance
 from training.autoencoder import round_trip
-from training.checkpoint import Tensors
+from training.checkpoint import Tensors, load_state, state_of
 from training.geometry import make_vae
 from training.latents import Latents
 from training.recipe import StageName, StageRecipe
@@ -30,7 +30,7 @@ class DecoderStage:
         self._seed = seed
         self._device = device
         vae = make_vae()
-        vae.load_state_dict(latents.vae.state_dict())
+        load_state(vae, state_of(latents.vae))
         self.trained: nn.Module = vae.decoder.to(device)
 
     def losses(self, step: int) -> dict[str, Any]:
@@ -50,6 +50,6 @@ class DecoderStage:
 
     def measure(self, weights: Tensors) -> dict[str, float]:
         vae = make_vae().to(self._device)
-        vae.load_state_dict(self._latents.vae.state_dict())
-        vae.decoder.load_state_dict(weights)
+        load_state(vae, state_of(self._latents.vae))
+        load_state(vae.decoder, weights)
         return round_trip(vae, device=self._device)

@@ -9,6 +9,7 @@ from diffusers import FluxPipeline
 
 from gpu_worker.digests import folder_entries
 from gpu_worker.manifest import Manifest, write_manifest
+from training.checkpoint import load_state
 from training.geometry import make_scheduler
 from training.latents import Latents
 from training.text import TextEncoders
@@ -35,7 +36,7 @@ def write_model(
         ValueError: it is larger than what is shipped may be.
     """
     vae = latents.vae
-    vae.decoder.load_state_dict(decoder)
+    load_state(vae.decoder, decoder)
     vae.register_to_config(scaling_factor=1 / latents.spread, shift_factor=latents.mean)
     pipeline = FluxPipeline(
         transformer=transformer,

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from training import chance
 from training.captions import caption
-from training.checkpoint import Tensors
+from training.checkpoint import Tensors, load_state
 from training.geometry import PATCH, make_transformer
 from training.latents import Latents, draw_levels, euler_levels, packed, places, unpacked
 from training.recipe import StageName, StageRecipe
@@ -167,7 +167,7 @@ class FlowStage:
     def measure(self, weights: Tensors) -> dict[str, float]:
         """The scorer's opinion of held-out scenes."""
         transformer = make_transformer().to(self._device).eval()
-        transformer.load_state_dict(weights)
+        load_state(transformer, weights)
         return drawn_well(transformer, self._batches, self._latents, device=self._device)
 
 

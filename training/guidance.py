@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from training import chance
-from training.checkpoint import Tensors
+from training.checkpoint import Tensors, load_state
 from training.flow import Batch, SceneLatents, draw_guidance, drawn_well, velocity
 from training.geometry import make_transformer
 from training.latents import Latents
@@ -38,9 +38,9 @@ class GuidanceStage:
         self._seed = seed
         self._batches = SceneLatents(recipe, latents, text, seed=seed, device=device, name=self.name)
         self._teacher = make_transformer().to(device).eval().requires_grad_(requires_grad=False)
-        self._teacher.load_state_dict(teacher)
+        load_state(self._teacher, teacher)
         self.trained: nn.Module = make_transformer().to(device)
-        self.trained.load_state_dict(teacher)
+        load_state(self.trained, teacher)
 
     def losses(self, step: int) -> dict[str, Any]:
         batch = self._batches.batch(step, no_caption=0.0)
@@ -53,7 +53,7 @@ class GuidanceStage:
     def measure(self, weights: Tensors) -> dict[str, float]:
         """The scorer's opinion of held-out scenes."""
         transformer = make_transformer().to(self._device).eval()
-        transformer.load_state_dict(weights)
+        load_state(transformer, weights)
         return drawn_well(transformer, self._batches, self._latents, device=self._device)
 
     def _guided(self, batch: Batch, guidance: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, Final, assert_never
 import torch
 
 from training.autoencoder import AutoencoderStage
+from training.checkpoint import load_state, state_of
 from training.course import Course, Stage, result_file, steps_done, weights_of
 from training.curves import draw_curves
 from training.decoder import DecoderStage
@@ -103,12 +104,12 @@ class Program:
 
     def _latents(self) -> Latents:
         vae = make_vae()
-        vae.load_state_dict(self._begun("autoencoder"))
+        load_state(vae, self._begun("autoencoder"))
         return measured_latents(vae.to(self._device), self._device)
 
     def _text(self) -> TextEncoders:
         text = TextEncoders()
-        text.load_state_dict(encoder_weights(self._begun("text")))
+        load_state(text, encoder_weights(self._begun("text")))
         text.to(self._device).eval().requires_grad_(requires_grad=False)
         return text
 
@@ -126,8 +127,8 @@ class Program:
         latents = self._latents()
         transformer = make_transformer()
         drawn_by: StageName = "flow" if weights_of(self._folder, "guidance") is None else "guidance"
-        transformer.load_state_dict(weights_of(self._folder, drawn_by) or self._begun("flow"))
-        decoder = weights_of(self._folder, "decoder") or latents.vae.decoder.state_dict()
+        load_state(transformer, weights_of(self._folder, drawn_by) or self._begun("flow"))
+        decoder = weights_of(self._folder, "decoder") or state_of(latents.vae.decoder)
         revision = f"{self._settings.profile}-{self._settings.seed}"
         size = write_model(
             self._folder / _MODEL,

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from training import chance
 from training.captions import caption
-from training.checkpoint import Tensors
+from training.checkpoint import Tensors, load_state
 from training.geometry import T5_TOKENS, make_clip, make_t5
 from training.recipe import StageName, StageRecipe
 from training.scenes import CELLS, COLOURS, SHAPES, SIZES, Scene, draw_scene
@@ -83,7 +83,7 @@ class TextStage:
     def measure(self, weights: Tensors) -> dict[str, float]:
         """The part of held-out captions of which everything was understood."""
         taught = _Taught().to(self._device).eval()
-        taught.load_state_dict(weights)
+        load_state(taught, weights)
         accuracy = {}
         for kind, pairs in (("single", 0.0), ("pair", 1.0)):
             numbers = chance.numbers("captions", kind)
