@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         finished = Program(settings).run()
     except (MissingStage, ModelUnusable, OSError) as error:
         return _say(str(error))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     return 0 if finished else EXIT_INTERRUPTED
 
 

@@ -3,12 +3,15 @@
 import json
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, assert_never
 
 import torch
 
+from gpu_worker.engines.devices import choose_device
 from training.autoencoder import AutoencoderStage
 from training.checkpoint import load_state, state_of
 from training.course import Course, Stage, result_file, steps_done, weights_of
@@ -37,19 +40,17 @@ class Program:
     def __init__(self, settings: TrainingSettings) -> None:
         self._settings = settings
         self._folder: Path = settings.folder.absolute()
-        self._device = _device(settings.device)
+        self._device: str = choose_device(settings.device, settings.device).type
         self._started = time.monotonic()
         self._stopped = False
 
     def run(self) -> bool:
         """Whether all that was asked for is done; False if it was stopped.
 
-        Raises `MissingStage`, `OSError`.
+        Raises `MissingStage`, `ModelUnusable`, `OSError`.
         """
         torch.set_num_threads(self._settings.threads)
         self._folder.mkdir(parents=True, exist_ok=True)
-        for sign in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(sign, self._stop)
         match self._settings.stage:
             case "all":
                 return all(self._learn(name) for name in STAGES) and self._export()
@@ -64,6 +65,16 @@ class Program:
             case name:
                 return self._learn(name)
 
+    @contextmanager
+    def _stopping_after_the_step(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM meanwhile: a step that was cut off could not be gone on with."""
+        before = {sign: signal.signal(sign, self._stop) for sign in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sign, handler in before.items():
+                signal.signal(sign, handler)
+
     def _stop(self, _sign: int, _frame: object) -> None:
         self._stopped = True
 
@@ -76,7 +87,8 @@ class Program:
             return True
         stage = self._stage(name)
         course = Course(stage, self._folder, seed=self._settings.seed, device=self._device, say=self._say)
-        return course.run(self._must_stop, self._settings.measure_steps)
+        with self._stopping_after_the_step():
+            return course.run(self._must_stop, self._settings.measure_steps)
 
     def _stage(self, name: StageName) -> Stage:
         recipe, seed, device = PROFILES[self._settings.profile][name], self._settings.seed, self._device
@@ -170,12 +182,6 @@ class Program:
 
     def _say(self, text: str) -> None:
         print(f"{time.monotonic() - self._started:8.0f} s  {text}", flush=True)
-
-
-def _device(wanted: str) -> str:
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
 
 
 def _report(folder: Path, profile: ProfileName, seed: int) -> str:
