@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from training import chance
 from training.checkpoint import Tensors, load_state
-from training.geometry import LATENT_CHANNELS, make_vae
+from training.geometry import DOWN, LATENT_CHANNELS, make_vae
 from training.recipe import StageName, StageRecipe
 from training.renderer import Window, render
 from training.scenes import CELLS, PLACES, Scene, draw_scene
@@ -19,8 +19,10 @@ from training.scorer import agreement, read_single
 
 _KL_WEIGHT: Final = 1e-3
 _KL_RAMP_STEPS: Final = 1000
-_PIECES: Final = ((0.6, 64, 4), (1.0, 128, 1))
-"""Up to this part of the steps: a piece's side in pixels, and quarters of the batch. Small ones are quick."""
+_TONE_WEIGHT: Final = 2.0
+"""Of errors that are as wide as a latent pixel: a wrong colour is worse than a wrong edge."""
+_PIECES: Final = ((0.5, 64, 1), (0.8, 128, 4), (1.0, 256, 16))
+"""Up to this part of the steps: a piece's side in pixels, and by how much the batch is smaller then."""
 _PICTURE_SIDES: Final = (128, 192, 256, 256, 256, 320, 512)
 _PAIRS: Final = 0.15
 _LOG_VARIANCE: Final = -4.0
@@ -59,7 +61,9 @@ class AutoencoderStage:
         absolute, square = functional.l1_loss(found, pictures), functional.mse_loss(found, pictures)
         divergence = latents.kl().mean() / latents.mean[0].numel()
         weight = _KL_WEIGHT * min(1.0, step / _KL_RAMP_STEPS)
-        return {"loss": absolute + square + weight * divergence, "mse": square, "kl": divergence}
+        tone = functional.mse_loss(*(functional.avg_pool2d(it, DOWN) for it in (found, pictures)))
+        loss = absolute + square + _TONE_WEIGHT * tone + weight * divergence
+        return {"loss": loss, "mse": square, "tone": tone, "kl": divergence}
 
     def measure(self, weights: Tensors) -> dict[str, float]:
         """The scorer's opinion of whole pictures that went through it, and their PSNR in dB."""
@@ -69,10 +73,10 @@ class AutoencoderStage:
 
     def _pieces(self, step: int) -> Any:
         """Shape (count, 3, side, side), 0-1."""
-        side, times = next(
-            (side, times) for until, side, times in _PIECES if step < until * self.recipe.steps
+        side, parts = next(
+            (side, parts) for until, side, parts in _PIECES if step < until * self.recipe.steps
         )
-        count = max(1, self.recipe.batch * times // 4)
+        count = max(1, self.recipe.batch // parts)
         numbers = chance.numbers(self._seed, self.name, step)
         scenes = [draw_scene(numbers, pairs=_PAIRS) for _ in range(count)]
         picture_side = max(side, numbers.choice(_PICTURE_SIDES))

@@ -25,7 +25,7 @@ RECIPE = StageRecipe(steps=4, batch=2, rate=1e-3, warm_up=2)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for stage in (AutoencoderStage, TextStage, FlowStage, GuidanceStage, DecoderStage):
         monkeypatch.setattr(stage, "measure", lambda _self, _weights: {"measured": 1.0})
-    monkeypatch.setattr(autoencoder, "_PIECES", ((0.6, 32, 4), (1.0, 64, 2)))
+    monkeypatch.setattr(autoencoder, "_PIECES", ((0.6, 32, 1), (1.0, 64, 2)))
     monkeypatch.setattr(decoder, "_SIDES", (64, 96))
     # A shard ends within the steps, and small pictures are drawn in the other sizes.
     monkeypatch.setattr(flow, "_SHARD_STEPS", 3)
