@@ -21,7 +21,7 @@ _KL_WEIGHT: Final = 1e-3
 _KL_RAMP_STEPS: Final = 1000
 _TONE_WEIGHT: Final = 2.0
 """Of errors that are as wide as a latent pixel: a wrong colour is worse than a wrong edge."""
-_PIECES: Final = ((0.5, 64, 1), (0.8, 128, 4), (1.0, 256, 16))
+_PIECES: Final = ((0.35, 32, 1), (0.6, 64, 2), (0.85, 128, 8), (1.0, 256, 32))
 """Up to this part of the steps: a piece's side in pixels, and by how much the batch is smaller then."""
 _PICTURE_SIDES: Final = (128, 192, 256, 256, 256, 320, 512)
 _PAIRS: Final = 0.15

@@ -23,7 +23,7 @@ PATCH: Final = 2 * DOWN
 T5_TOKENS: Final = 32
 CLIP_TOKENS: Final = 77
 _WIDTH: Final = 128
-_BLOCKS: Final = (8, 16, 32, 64, 96)
+_BLOCKS: Final = (16, 16, 32, 64, 96)
 
 
 def make_vae() -> Any:
@@ -32,8 +32,8 @@ def make_vae() -> Any:
         latent_channels=LATENT_CHANNELS,
         block_out_channels=_BLOCKS,
         layers_per_block=1,
-        # Normalised in smaller groups, a plain picture would keep hardly more of its colour than signs.
-        norm_num_groups=1,
+        # Four channels a group at least: of fewer, a plain picture would keep its colour in signs only.
+        norm_num_groups=4,
         down_block_types=("DownEncoderBlock2D",) * len(_BLOCKS),
         up_block_types=("UpDecoderBlock2D",) * len(_BLOCKS),
         sample_size=256,
