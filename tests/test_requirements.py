@@ -14,6 +14,7 @@ COMPILED_FROM = {
     "broker": ["proto", "broker"],
     "gpu_worker": ["proto", "gpu_worker"],
     "quantize": ["proto", "gpu_worker", "quantize"],
+    "training": ["proto", "gpu_worker", "training"],
     "frontend": ["proto", "frontend"],
     "deploy": ["proto", "broker", "gpu_worker", "frontend", "deploy"],
     "test": ["test"],

@@ -1,0 +1,71 @@
+"""A stage's state on disk: weights, their average, AdamW's moments, the step. Written whole or not at all.
+
+There is no generator's state in it: all that is random follows from the seed and the number of the step.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+Tensors = dict[str, Any]
+
+_PROGRESS: Final = "progress"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    step: int
+    """How many are done."""
+    seed: int
+    tensors: Tensors
+
+
+def write(file: Path, checkpoint: Checkpoint) -> None:
+    """Raises `OSError`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".unfinished")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    # One entry: the library writes several in any order, and the same state should be the same bytes.
+    progress = json.dumps({"step": checkpoint.step, "seed": checkpoint.seed})
+    save_file(plain, unfinished, metadata={_PROGRESS: progress})
+    unfinished.replace(file)
+
+
+def read(file: Path) -> Checkpoint | None:
+    """None if there is none. Raises `OSError`, and `SafetensorError` for another kind of file."""
+    if not file.is_file():
+        return None
+    with safe_open(file, framework="pt") as stream:
+        progress = json.loads((stream.metadata() or {})[_PROGRESS])
+    return Checkpoint(progress["step"], progress["seed"], load_file(file))
+
+
+def part(tensors: Tensors, prefix: str) -> Tensors:
+    """Those under this name, without it."""
+    return {
+        name.removeprefix(f"{prefix}."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{prefix}.")
+    }
+
+
+def state_of(module: Any) -> Tensors:
+    """A module's tensors, each under one name: T5's input embedding has two."""
+    names = _names_of(module)
+    return {name: tensor for name, tensor in module.state_dict().items() if name in names}
+
+
+def load_state(module: Any, tensors: Tensors) -> None:
+    """Raises `ValueError` where these are not all of this module's and no others."""
+    expected = set(state_of(module))
+    if expected != set(tensors):
+        raise ValueError(f"tensors of another model: {sorted(expected ^ set(tensors))}")
+    module.load_state_dict(tensors, strict=False)
+
+
+def _names_of(module: Any) -> set[str]:
+    return {name for name, _ in (*module.named_parameters(), *module.named_buffers())}

@@ -1,0 +1,62 @@
+"""The trained parts as a folder that `FluxPipeline.from_pretrained` loads, with a manifest and a card."""
+
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from diffusers import FluxPipeline
+
+from gpu_worker.digests import folder_entries
+from gpu_worker.manifest import Manifest, write_manifest
+from training.checkpoint import load_state
+from training.geometry import make_scheduler
+from training.latents import Latents
+from training.text import TextEncoders
+
+SIZE_MAX_BYTES: Final = 12_000_000
+_SOURCE: Final = "embedded-flux-scenes"
+_CARD: Final = Path(__file__).with_name("model_card.md")
+
+
+def write_model(
+    folder: Path,
+    *,
+    latents: Latents,
+    decoder: Any,
+    text: TextEncoders,
+    transformer: Any,
+    revision: str,
+    report: str,
+) -> int:
+    """Replaces the folder, in bf16. The weights' size in bytes. `report` is Markdown for the card.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: it is larger than what is shipped may be.
+    """
+    vae = latents.vae
+    load_state(vae.decoder, decoder)
+    vae.register_to_config(scaling_factor=1 / latents.spread, shift_factor=latents.mean)
+    pipeline = FluxPipeline(
+        transformer=transformer,
+        vae=vae,
+        text_encoder=text.clip,
+        text_encoder_2=text.t5,
+        tokenizer=text.clip_tokenizer,
+        tokenizer_2=text.t5_tokenizer,
+        scheduler=make_scheduler(),
+    ).to(dtype=torch.bfloat16)
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    pipeline.save_pretrained(unfinished, safe_serialization=True)
+    (unfinished / "README.md").write_text(_CARD.read_text(encoding="utf-8") + report, encoding="utf-8")
+    size = sum(file.stat().st_size for file in unfinished.rglob("*.safetensors"))
+    if size > SIZE_MAX_BYTES:
+        raise ValueError(
+            f"{unfinished}: the weights have {size} bytes, at most {SIZE_MAX_BYTES} may be shipped"
+        )
+    write_manifest(unfinished, Manifest(source=_SOURCE, revision=revision, files=folder_entries(unfinished)))
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+    return size

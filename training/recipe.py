@@ -1,0 +1,56 @@
+"""How long each stage learns, how fast, and from how many pictures at a time. Without torch."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+StageName = Literal["autoencoder", "text", "flow", "guidance", "decoder"]
+STAGES: Final[tuple[StageName, ...]] = ("autoencoder", "text", "flow", "guidance", "decoder")
+"""In the order in which they are needed."""
+
+ProfileName = Literal["cpu", "gpu", "tiny"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRecipe:
+    steps: int
+    batch: int
+    """Pictures or captions a step."""
+    rate: float
+    """AdamW's, at its height."""
+    warm_up: int = 100
+    """Steps."""
+    decay: float = 0.3
+    """The last part of the steps, in which the rate falls to a hundredth."""
+    average: float = 0.998
+    """Of the weights, exponential: what is kept. Shorter at the start."""
+
+    def rate_at(self, step: int) -> float:
+        left = (self.steps - step) / max(1.0, self.decay * self.steps)
+        return self.rate * min(1.0, (step + 1) / self.warm_up, max(0.01, left))
+
+    def average_at(self, step: int) -> float:
+        return min(self.average, (step + 1) / (step + 10))
+
+
+Profile = dict[StageName, StageRecipe]
+
+PROFILES: Final[dict[ProfileName, Profile]] = {
+    # One or two cores in the background: half a million pictures, most of a day of what others leave of them.
+    "cpu": {
+        "autoencoder": StageRecipe(steps=6000, batch=32, rate=2e-3),
+        "text": StageRecipe(steps=4000, batch=64, rate=2e-3),
+        "flow": StageRecipe(steps=16000, batch=32, rate=1.5e-3, warm_up=200, average=0.999),
+        "guidance": StageRecipe(steps=600, batch=32, rate=3e-4, average=0.99),
+        "decoder": StageRecipe(steps=2000, batch=16, rate=5e-4),
+    },
+    # A data centre's GPU for a quarter of an hour. Not tried yet.
+    "gpu": {
+        "autoencoder": StageRecipe(steps=4000, batch=128, rate=2e-3),
+        "text": StageRecipe(steps=2000, batch=512, rate=2e-3),
+        "flow": StageRecipe(steps=7000, batch=512, rate=2e-3, warm_up=300, average=0.999),
+        "guidance": StageRecipe(steps=1000, batch=256, rate=3e-4, average=0.99),
+        "decoder": StageRecipe(steps=2000, batch=64, rate=5e-4),
+    },
+    # For tests: learns nothing.
+    "tiny": {name: StageRecipe(steps=4, batch=2, rate=1e-3, warm_up=2) for name in STAGES},
+}
