@@ -32,7 +32,7 @@ def make_vae() -> Any:
         latent_channels=LATENT_CHANNELS,
         block_out_channels=_BLOCKS,
         layers_per_block=1,
-        # Four channels a group at least: of fewer, a plain picture would keep its colour in signs only.
+        # Of a plain picture, groups of two channels would leave signs only; one group of all learnt slower.
         norm_num_groups=4,
         down_block_types=("DownEncoderBlock2D",) * len(_BLOCKS),
         up_block_types=("UpDecoderBlock2D",) * len(_BLOCKS),
