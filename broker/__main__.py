@@ -12,9 +12,9 @@ from broker.settings import BrokerSettings
 from proto.configuration import load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
 from proto.file_watch import keep_fresh
-from proto.key_file import KeyFileUnusable
 from proto.large_blocks import keep_large_blocks
 from proto.logs import configure_logging
+from proto.operator_files import FileUnusable
 from proto.signals import on_end_signals, on_reload_signal
 
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_large_blocks()
     try:
         asyncio.run(_run(settings, _gatekeeper(settings)))
-    except KeyFileUnusable as error:
+    except FileUnusable as error:
         print(f"broker: {error}", file=sys.stderr)
         return EXIT_BAD_CONFIGURATION
     except CannotBind as error:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from proto.key_file import KeyFileUnusable, checked_public_key, read_entries
+from proto.key_file import checked_public_key, read_entries
+from proto.operator_files import FileUnusable
 
 ROLES: Final = ("worker", "frontend")
 
@@ -34,16 +35,16 @@ class AuthorizedKeys:
 
 
 def read_authorized_keys(path: Path) -> AuthorizedKeys:
-    """Raises `KeyFileUnusable`."""
+    """Raises `FileUnusable`."""
     names: dict[tuple[str, str], str] = {}
     for line, words in read_entries(path):
         if len(words) != 3:
-            raise KeyFileUnusable(f"{line}: {len(words)} words; expected: ROLE NAME PUBLIC_KEY")
+            raise FileUnusable(f"{line}: {len(words)} words; expected: ROLE NAME PUBLIC_KEY")
         role, name, word = words
         if role not in ROLES:
-            raise KeyFileUnusable(f"{line}: {role[:40]!r} is no role; expected: worker or frontend")
+            raise FileUnusable(f"{line}: {role[:40]!r} is no role; expected: worker or frontend")
         key = checked_public_key(word, line)
         if (role, key) in names:
-            raise KeyFileUnusable(f"{line}: this key is listed already, as {role} {names[role, key]}")
+            raise FileUnusable(f"{line}: this key is listed already, as {role} {names[role, key]}")
         names[role, key] = name
     return AuthorizedKeys(names)

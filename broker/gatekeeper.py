@@ -8,7 +8,8 @@ import structlog
 from broker.authorized_keys import ROLES, AuthorizedKeys, read_authorized_keys
 from broker.turned_away import TurnedAway
 from proto.curve import CurveServer
-from proto.key_file import KeyFileUnusable, read_key_pair
+from proto.key_file import read_key_pair
+from proto.operator_files import FileUnusable
 
 MAX_ROUTES: Final = 4096
 """Connections whose keys are remembered, for each role: more than the broker has peers (PROTOCOL.md §8)."""
@@ -20,7 +21,7 @@ class Gatekeeper:
     """Has the broker's own keys, and the list of those who may connect."""
 
     def __init__(self, key_file: Path, authorized_keys_file: Path) -> None:
-        """Raises `KeyFileUnusable`."""
+        """Raises `FileUnusable`."""
         self._key_file = key_file
         self._authorized_keys_file = authorized_keys_file
         self._own = read_key_pair(key_file)
@@ -60,7 +61,7 @@ class Gatekeeper:
         """
         try:
             fresh = read_authorized_keys(self._authorized_keys_file)
-        except KeyFileUnusable as error:
+        except FileUnusable as error:
             log.error("keys not read again, the old ones stay", why=str(error))
         else:
             self._take(fresh)
@@ -70,7 +71,7 @@ class Gatekeeper:
         """Whatever has become of it, keys that were taken out of the list are."""
         try:
             is_new = read_key_pair(self._key_file) != self._own
-        except KeyFileUnusable as error:
+        except FileUnusable as error:
             log.error("the broker could not start again with its own key", why=str(error))
             return
         if is_new:

@@ -7,16 +7,15 @@ from functools import partial
 
 import frontend.quiet_grpc  # noqa: F401 - before anything that imports gRPC
 from frontend.broker_client import BrokerClient
-from frontend.operator_files import FileUnusable
 from frontend.ports import CannotListen
 from frontend.server import run_until_signal
 from frontend.settings import FrontendSettings
 from proto.configuration import load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
-from proto.key_file import KeyFileUnusable
 from proto.keyring import Keyring
 from proto.large_blocks import keep_large_blocks
 from proto.logs import configure_logging
+from proto.operator_files import FileUnusable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         keyring = Keyring(settings.curve_key_file, settings.known_brokers_file, settings.broker_endpoints)
         asyncio.run(run_until_signal(settings, partial(BrokerClient, keyring=keyring)))
-    except (FileUnusable, KeyFileUnusable) as error:
+    except FileUnusable as error:
         print(f"frontend: {error}", file=sys.stderr)
         return EXIT_BAD_CONFIGURATION
     except CannotListen as error:

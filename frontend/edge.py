@@ -8,10 +8,10 @@ import structlog
 
 from frontend.api_keys import ApiKeys, clients_of
 from frontend.key_file import read_clients
-from frontend.operator_files import FileUnusable
 from frontend.settings import FrontendSettings
 from frontend.tls import ServerTls
 from proto.file_watch import keep_fresh
+from proto.operator_files import FileUnusable
 
 log = structlog.get_logger()
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from frontend.api_keys import Client, Clients, digest, problem_with
-from frontend.operator_files import FileUnusable, read_file
 from proto.messages import MAX_KEY_JOBS
+from proto.operator_files import FileUnusable, read_file
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _SHA256: Final = re.compile(r"[0-9A-Fa-f]{64}", re.ASCII)

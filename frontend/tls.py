@@ -6,7 +6,7 @@ from pathlib import Path
 
 import grpc
 
-from frontend.operator_files import FileUnusable, OperatorFile, read_file
+from proto.operator_files import FileUnusable, OperatorFile, read_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

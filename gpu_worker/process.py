@@ -16,10 +16,10 @@ from gpu_worker.settings import WorkerSettings
 from proto.configuration import load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.file_watch import keep_fresh
-from proto.key_file import KeyFileUnusable
 from proto.keyring import Keyring
 from proto.large_blocks import keep_large_blocks
 from proto.logs import configure_logging
+from proto.operator_files import FileUnusable
 from proto.signals import on_end_signals, on_reload_signal
 
 log = structlog.get_logger()
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         keyring = Keyring(settings.curve_key_file, settings.known_brokers_file, settings.broker_endpoints)
         choice = settings.engine_choice()
-    except (KeyFileUnusable, ModelUnusable) as error:
+    except (FileUnusable, ModelUnusable) as error:
         print(f"gpu_worker: {error}", file=sys.stderr)
         return EXIT_BAD_CONFIGURATION
     return asyncio.run(_run(settings, choice, keyring))

@@ -7,8 +7,9 @@ from typing import Self
 import structlog
 
 from proto.curve import CurveClient
-from proto.key_file import KeyFileUnusable, read_key_pair
+from proto.key_file import read_key_pair
 from proto.known_brokers import read_known_brokers
+from proto.operator_files import FileUnusable
 
 log = structlog.get_logger()
 
@@ -19,7 +20,7 @@ class Keyring:
     def __init__(
         self, key_file: Path | None, known_brokers_file: Path | None, endpoints: Sequence[str]
     ) -> None:
-        """Both files or none. Raises `KeyFileUnusable`."""
+        """Both files or none. Raises `FileUnusable`."""
         self._key_file = key_file
         self._known_brokers_file = known_brokers_file
         self._endpoints = endpoints
@@ -45,7 +46,7 @@ class Keyring:
         """Read the files again. What cannot be used changes nothing."""
         try:
             clients = self._read()
-        except KeyFileUnusable as error:
+        except FileUnusable as error:
             log.error("keys not read again, the old ones stay", why=str(error))
             return
         if clients != self._clients:

@@ -11,7 +11,8 @@ from typing import Final
 import zmq
 
 from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
-from proto.key_file import KeyFileUnusable, KeyPair, read_key_pair
+from proto.key_file import KeyPair, read_key_pair
+from proto.operator_files import FileUnusable
 
 SUFFIX: Final = ".key_secret"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             for file in arguments.files:
                 print(f"{read_key_pair(file).public}  {file}")
-    except KeyFileUnusable as error:
+    except FileUnusable as error:
         print(f"flux-keys: {error}", file=sys.stderr)
         return EXIT_BAD_CONFIGURATION
     except OSError as error:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proto.endpoints import tcp_host_and_port
-from proto.key_file import KeyFileUnusable, checked_public_key, read_entries
+from proto.key_file import checked_public_key, read_entries
+from proto.operator_files import FileUnusable
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,28 +20,24 @@ class KnownBrokers:
     """Public keys by WHERE."""
 
     def key_of(self, endpoint: str) -> str:
-        """Raises `KeyFileUnusable` if the list does not tell."""
+        """Raises `FileUnusable` if the list does not tell."""
         for where in _names(endpoint):
             if where in self.keys:
                 return self.keys[where]
-        raise KeyFileUnusable(
-            f"{self.path}: no key for {endpoint}: add a line {_names(endpoint)[0]} PUBLIC_KEY"
-        )
+        raise FileUnusable(f"{self.path}: no key for {endpoint}: add a line {_names(endpoint)[0]} PUBLIC_KEY")
 
 
 def read_known_brokers(path: Path) -> KnownBrokers:
-    """Raises `KeyFileUnusable`."""
+    """Raises `FileUnusable`."""
     keys: dict[str, str] = {}
     for line, words in read_entries(path):
         if len(words) != 2:
-            raise KeyFileUnusable(
-                f"{line}: {len(words)} words; expected: HOST, HOST:PORT or *, then PUBLIC_KEY"
-            )
+            raise FileUnusable(f"{line}: {len(words)} words; expected: HOST, HOST:PORT or *, then PUBLIC_KEY")
         where, key = words
         if where.startswith("tcp://"):
-            raise KeyFileUnusable(f"{line}: {where}: write HOST:PORT without tcp://")
+            raise FileUnusable(f"{line}: {where}: write HOST:PORT without tcp://")
         if where in keys:
-            raise KeyFileUnusable(f"{line}: {where} has a key already: one only can be proved")
+            raise FileUnusable(f"{line}: {where} has a key already: one only can be proved")
         keys[where] = checked_public_key(key, line)
     return KnownBrokers(path=path, keys=keys)
 

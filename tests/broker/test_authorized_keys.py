@@ -4,7 +4,7 @@ import pytest
 from zmq.utils import z85
 
 from broker.authorized_keys import read_authorized_keys
-from proto.key_file import KeyFileUnusable
+from proto.operator_files import FileUnusable
 
 KEYS = [z85.encode(bytes([number] * 32)).decode() for number in range(4)]
 
@@ -46,6 +46,6 @@ def test_an_empty_list_lets_nobody_in(tmp_path):
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, said):
-    with pytest.raises(KeyFileUnusable, match=said) as error:
+    with pytest.raises(FileUnusable, match=said) as error:
         read(tmp_path, f"worker a {KEYS[0]}\n{line}\n")
     assert "authorized_keys: line 2: " in str(error.value)

@@ -6,7 +6,7 @@ import pytest
 
 from frontend.api_keys import ApiKeys, Client, KeyProblem
 from frontend.key_file import read_clients
-from frontend.operator_files import MAX_BYTES, FileUnusable
+from proto.operator_files import MAX_BYTES, FileUnusable
 
 SECRET = "hush-hush"
 SHA256 = hashlib.sha256(SECRET.encode()).hexdigest()

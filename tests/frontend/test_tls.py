@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 
 import image_gen_pb2
 import image_gen_pb2_grpc
-from frontend.operator_files import FileUnusable
 from frontend.tls import ServerTls, TlsFiles
+from proto.operator_files import FileUnusable
 
 HOST = "127.0.0.1"
 KEY = (("api-key", "key-of-alice"),)

@@ -10,10 +10,11 @@ import zmq.auth
 from zmq.utils import z85
 
 from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
-from proto.key_file import KeyFileUnusable, read_key_pair
+from proto.key_file import read_key_pair
 from proto.keyring import Keyring
 from proto.keys import main, make_key_pair, write_key_pair
 from proto.known_brokers import read_known_brokers
+from proto.operator_files import FileUnusable
 
 KEY, OTHER_KEY = (z85.encode(bytes([number] * 32)).decode() for number in range(2))
 
@@ -104,7 +105,7 @@ def test_what_is_no_key_file_is_not_shown(tmp_path, capsys):
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o660, 0o644, 0o610])
 def test_keys_that_others_may_read_or_change_are_refused(key_file, mode):
     key_file.chmod(mode)
-    with pytest.raises(KeyFileUnusable, match=f"mode {mode:04o}.*chmod 0600"):
+    with pytest.raises(FileUnusable, match=f"mode {mode:04o}.*chmod 0600"):
         read_key_pair(key_file)
 
 
@@ -116,14 +117,14 @@ def test_keys_of_their_owner_are_taken(key_file, mode):
 
 def test_a_credential_of_systemd_may_be_readable_for_its_group(key_file, monkeypatch):
     key_file.chmod(0o440)
-    with pytest.raises(KeyFileUnusable, match="mode 0440"):
+    with pytest.raises(FileUnusable, match="mode 0440"):
         read_key_pair(key_file)
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(key_file.parent))
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     if key_file.stat().st_uid == 0:
         assert read_key_pair(key_file)
     key_file.chmod(0o444)
-    with pytest.raises(KeyFileUnusable):
+    with pytest.raises(FileUnusable):
         read_key_pair(key_file)
 
 
@@ -133,7 +134,7 @@ def test_keys_of_another_user_are_refused(key_file, monkeypatch):
     status = list(key_file.stat())
     status[4] = 54321
     monkeypatch.setattr(type(key_file), "stat", lambda _self: real(status))
-    with pytest.raises(KeyFileUnusable, match="belongs to user 54321"):
+    with pytest.raises(FileUnusable, match="belongs to user 54321"):
         read_key_pair(key_file)
 
 
@@ -152,7 +153,7 @@ def test_a_key_file_that_cannot_be_used_is_named_and_not_quoted(tmp_path, text, 
     path = tmp_path / "k"
     path.write_text(text)
     path.chmod(0o600)
-    with pytest.raises(KeyFileUnusable, match=said) as error:
+    with pytest.raises(FileUnusable, match=said) as error:
         read_key_pair(path)
     assert str(error.value).startswith(f"{path}: ")
     assert OTHER_KEY not in str(error.value)
@@ -161,10 +162,10 @@ def test_a_key_file_that_cannot_be_used_is_named_and_not_quoted(tmp_path, text, 
 
 def test_what_is_no_file_is_named(tmp_path):
     for path, said in ((tmp_path, "is no file"), (tmp_path / "none", "No such file")):
-        with pytest.raises(KeyFileUnusable, match=said):
+        with pytest.raises(FileUnusable, match=said):
             read_key_pair(path)
     os.mkfifo(tmp_path / "pipe", 0o600)
-    with pytest.raises(KeyFileUnusable, match="is no file"):
+    with pytest.raises(FileUnusable, match="is no file"):
         read_key_pair(tmp_path / "pipe")
 
 
@@ -203,7 +204,7 @@ def test_the_most_exact_entry_counts(tmp_path):
 
 def test_a_broker_without_a_key_is_named(tmp_path):
     brokers = known(tmp_path, f"b1 {KEY}\n")
-    with pytest.raises(KeyFileUnusable, match="no key for tcp://b2:5560: add a line b2:5560 PUBLIC_KEY"):
+    with pytest.raises(FileUnusable, match="no key for tcp://b2:5560: add a line b2:5560 PUBLIC_KEY"):
         brokers.key_of("tcp://b2:5560")
 
 
@@ -220,7 +221,7 @@ def test_a_broker_without_a_key_is_named(tmp_path):
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, said):
-    with pytest.raises(KeyFileUnusable, match=said) as error:
+    with pytest.raises(FileUnusable, match=said) as error:
         known(tmp_path, f"b0 {OTHER_KEY}\n{line}\n")
     assert "known_brokers: line 2: " in str(error.value)
 
@@ -229,20 +230,20 @@ def test_a_list_that_everybody_may_write_is_refused(tmp_path):
     path = tmp_path / "known_brokers"
     path.write_text(f"* {KEY}\n")
     path.chmod(0o666)
-    with pytest.raises(KeyFileUnusable, match="everybody may write it"):
+    with pytest.raises(FileUnusable, match="others may change it"):
         read_known_brokers(path)
 
 
 def test_a_list_that_is_no_text(tmp_path):
     path = tmp_path / "known_brokers"
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(KeyFileUnusable, match="no text in UTF-8"):
+    with pytest.raises(FileUnusable, match="no text in UTF-8"):
         read_known_brokers(path)
 
 
 def test_every_broker_needs_a_key_from_the_start(tmp_path, key_file):
     (tmp_path / "known").write_text(f"b1 {KEY}\n")
-    with pytest.raises(KeyFileUnusable, match="no key for tcp://b2:1"):
+    with pytest.raises(FileUnusable, match="no key for tcp://b2:1"):
         Keyring(key_file, tmp_path / "known", ("tcp://b1:1", "tcp://b2:1"))
 
 

@@ -1,5 +1,6 @@
 """Files that an operator names in a setting: keys and certificates."""
 
+import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,17 +31,25 @@ class OperatorFile:
 
 def read_file(path: Path) -> OperatorFile:
     """Raises `FileUnusable`: it cannot be read, is no file of a sensible size, or others may change it."""
+    status = checked_status(path)
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # To open a pipe would wait for its other end.
-            raise FileUnusable(f"{path}: is no file")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        content = path.read_bytes()
     except OSError as error:
         raise FileUnusable(f"{path}: cannot be read: {error.strerror}") from None
-    if len(content) > MAX_BYTES:
-        raise FileUnusable(f"{path}: is larger than {MAX_BYTES} bytes")
     mode = stat.S_IMODE(status.st_mode)
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise FileUnusable(f"{path}: others may change it (mode {mode:04o}): chmod go-w")
     return OperatorFile(path, content, mode)
+
+
+def checked_status(path: Path) -> os.stat_result:
+    """Raises `FileUnusable` if this is no file of a sensible size."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise FileUnusable(f"{path}: cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):  # To open a pipe would wait for its other end.
+        raise FileUnusable(f"{path}: is no file")
+    if status.st_size > MAX_BYTES:
+        raise FileUnusable(f"{path}: is larger than {MAX_BYTES} bytes")
+    return status
