@@ -98,7 +98,7 @@ class JobDesk:
             case FromBroker(broker=broker, message=message):
                 self._from_broker(broker, message, now)
             case SnapshotWanted():
-                for broker in self.contacts:
+                for broker in self.contacts.heard(now):
                     self._send(broker, SnapshotRequest(seq=self.contacts[broker].contact.next_seq()))
             case DrainRequested():
                 self.draining = True
@@ -251,14 +251,13 @@ class JobDesk:
 
     def _from_broker(self, broker: int, message: ToFrontend, now: float) -> None:
         contact = self.contacts[broker].contact
-        if not (isinstance(message, Refuse) and message.job_id is None):
-            contact.heard(now)  # A broker that serves nobody is as good as none.
         match message:
             case FrontendView():
                 self._viewed(broker, message, now)
             case Outcome():
+                contact.heard(now)
                 self._outcome_came(broker, message, now)
-            case Refuse(job_id=None, reason=reason, detail=detail):
+            case Refuse(job_id=None, reason=reason, detail=detail):  # As good as silence.
                 if contact.refused(reason):
                     self._note(
                         "broker does not serve this frontend",
@@ -268,8 +267,9 @@ class JobDesk:
                         detail=detail,
                     )
             case Refuse():
+                contact.heard(now)
                 self._refused(broker, message, now)
-            case Snapshot():
+            case Snapshot():  # Given to anybody: no sign that this broker serves, or knows, this frontend.
                 self._actions.append(SnapshotArrived(broker=broker, snapshot=message))
             case _:
                 assert_never(message)

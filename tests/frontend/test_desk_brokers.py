@@ -294,11 +294,30 @@ def test_only_the_silent_connection_is_replaced(desk):
     assert {action.broker for action in desk.of(ReconnectToBroker)} == {FIRST}
 
 
+def picture(broker):
+    numbers = dict.fromkeys(("in_flight", "queued", "completed", "failed", "cancelled"), 0)
+    return Snapshot(broker_id="b", epoch=epoch_of(broker), echo=1, rejected={}, **numbers)
+
+
+def test_a_silent_broker_is_asked_for_no_picture(desk):
+    falls_silent(desk, FIRST)
+    desk.tell(SnapshotWanted())
+    assert desk.sent(SnapshotRequest, SECOND)
+    assert not desk.sent(SnapshotRequest, FIRST)
+
+
+def test_a_late_picture_does_not_end_a_brokers_silence(desk):
+    falls_silent(desk, FIRST)
+    desk.heard(picture(FIRST), FIRST)
+    assert desk.desk.contacts.standing(FIRST, desk.now) is Standing.SILENT
+    desk.viewed(broker=FIRST)
+    assert desk.desk.contacts.standing(FIRST, desk.now) is Standing.LIVE
+
+
 def test_a_picture_is_asked_of_all_and_says_whose_it_is(desk):
     desk.tell(SnapshotWanted())
     assert all(desk.sent(SnapshotRequest, broker) for broker in (FIRST, SECOND))
-    numbers = dict.fromkeys(("in_flight", "queued", "completed", "failed", "cancelled"), 0)
-    snapshot = Snapshot(broker_id="b", epoch=epoch_of(SECOND), echo=1, rejected={}, **numbers)
+    snapshot = picture(SECOND)
     desk.heard(snapshot, SECOND)
     assert desk.of(SnapshotArrived) == [SnapshotArrived(broker=SECOND, snapshot=snapshot)]
 
