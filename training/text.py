@@ -49,17 +49,32 @@ class TextEncoders(nn.Module):  # type: ignore[misc]
         return states, pooled
 
 
+class _WordReader(nn.Module):  # type: ignore[misc]
+    """A question for each part, put to all words: as the transformer reads them, and padding adds nothing."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.questions = nn.Parameter(0.1 * torch.randn(len(_PARTS), width))
+        self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.heads = nn.ModuleList(nn.Linear(width, count) for count in _PARTS)
+
+    def forward(self, states: Any) -> Any:
+        questions = self.questions.expand(len(states), -1, -1)
+        answers, _ = self.attention(questions, states, states, need_weights=False)
+        return torch.cat([head(answers[:, part]) for part, head in enumerate(self.heads)], 1)
+
+
 class _Taught(nn.Module):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.encoders = TextEncoders()
         width = self.encoders.clip.config.hidden_size
         self.clip_head = nn.Linear(width, sum(_PARTS))
-        self.t5_head = nn.Linear(width, sum(_PARTS))
+        self.t5_head = _WordReader(width)
 
     def forward(self, captions: Sequence[str]) -> dict[str, Any]:
         states, pooled = self.encoders(captions)
-        return {"clip": self.clip_head(pooled), "t5": self.t5_head(states.mean(1))}
+        return {"clip": self.clip_head(pooled), "t5": self.t5_head(states)}
 
 
 class TextStage:
