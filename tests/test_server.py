@@ -1,6 +1,6 @@
 """The contract, kept by the real stack: processes, sockets, gRPC, and a FLUX pipeline that draws.
 
-The model is the embedded one, built by the worker itself.
+The model is the embedded one.
 """
 
 import io
@@ -22,7 +22,7 @@ from processes.stack import LIMIT_S, Client, Stack, until
 pytestmark = pytest.mark.timeout(180)
 
 START_LIMIT_S = 120.0
-"""For importing torch, and for building the model."""
+"""For importing torch."""
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SAMPLE_CLIENT = Path(__file__).parents[1] / "examples" / "generate.py"
 
@@ -32,9 +32,7 @@ def grpc_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Broker, worker and frontend as subprocesses; the keys are client1 and client2."""
     with Stack(tmp_path_factory.mktemp("stack")) as stack:
         stack.broker.start()
-        stack.start_worker(
-            "worker-1", engine="embedded", cache_dir=tmp_path_factory.mktemp("cache"), device="cpu"
-        )
+        stack.start_worker("worker-1", engine="embedded", device="cpu")
         stack.start_frontend()
         until("the service is ready", lambda: stack.get("/readyz")[0] == 200, START_LIMIT_S)
         yield stack

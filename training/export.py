@@ -15,7 +15,7 @@ from training.latents import Latents
 from training.text import TextEncoders
 
 SIZE_MAX_BYTES: Final = 12_000_000
-_SOURCE: Final = "embedded-flux-scenes"
+_SOURCE: Final = "embedded-flux"
 _CARD: Final = Path(__file__).with_name("model_card.md")
 
 
