@@ -109,6 +109,8 @@ class Job:
     waiters: dict[bytes, Waiter] = field(default_factory=dict)
     executions: list[bytes] = field(default_factory=list)
     """All that it has had, begun for it or adopted."""
+    lost: dict[bytes, Waiter] = field(default_factory=dict)
+    """Calls that were lost with their frontends since one was last submitted: they may wait on."""
     orphaned_at: float | None = None
     """When its last waiter was lost with its frontend; None while there is one."""
     is_counted: bool = False
@@ -266,11 +268,12 @@ class JobTable:
     def attach(self, job: Job, waiter_id: bytes, waiter: Waiter) -> None:
         job.waiters[waiter_id] = waiter
         self.by_waiter[waiter_id] = job
+        job.lost.clear()
         job.orphaned_at = None
 
-    def detach(self, job: Job, waiter_id: bytes) -> None:
-        del job.waiters[waiter_id]
+    def detach(self, job: Job, waiter_id: bytes) -> Waiter:
         del self.by_waiter[waiter_id]
+        return job.waiters.pop(waiter_id)
 
     def waited_for_by(self, frontend: bytes) -> list[tuple[Job, bytes, Waiter]]:
         """The jobs that a frontend waits for; one that has several of its calls comes several times."""
@@ -278,6 +281,15 @@ class JobTable:
             (job, waiter_id, waiter)
             for waiter_id, job in self.by_waiter.items()
             if (waiter := job.waiters[waiter_id]).frontend == frontend
+        ]
+
+    def lost_with(self, frontend: bytes) -> list[tuple[Job, bytes, Waiter]]:
+        """The same for those that were lost with it."""
+        return [
+            (job, waiter_id, waiter)
+            for job in self
+            for waiter_id, waiter in job.lost.items()
+            if waiter.frontend == frontend
         ]
 
     def with_key_of(self, claim: JobClaim) -> Job | None:
