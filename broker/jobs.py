@@ -293,11 +293,15 @@ class JobTable:
         ]
 
     def with_key_of(self, claim: JobClaim) -> Job | None:
-        """The job that a repeat with this idempotency key joins. One that failed is joined by nobody."""
+        """The job that a repeat with this idempotency key joins. One that failed is joined by nobody.
+
+        Of several, which brokers that did not know of each other had accepted, one for the same image.
+        """
         key = key_of(claim)
         if key is None:
             return None
-        return next((job for job in self.by_key.get(key, ()) if not isinstance(job.state, Failed)), None)
+        jobs = [job for job in self.by_key.get(key, ()) if not isinstance(job.state, Failed)]
+        return min(jobs, key=lambda job: not is_same_image(job.claim, claim), default=None)
 
     def active_of(self, key_fingerprint: str) -> list[Job]:
         return [job for job in self if job.is_active and job.claim.key_fingerprint == key_fingerprint]
