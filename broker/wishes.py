@@ -92,12 +92,11 @@ class WishMaker:
     def _doubts(self, worker: Worker, execution_id: bytes, moment: Moment) -> Doubts:
         """The broker that wanted it may be gone, and its call on the way here.
 
-        What this broker has begun, or found when it started, is as old as itself.
+        What this broker has begun or adopted is as old as itself.
         """
-        since = worker.unwanted_since.get(execution_id, moment.now)
-        was_found = since < moment.started_at + self.timing.rebuild_s
-        if was_found or not self.is_foreign(execution_id):
-            since = moment.started_at
+        since = moment.started_at
+        if self.is_foreign(execution_id):
+            since = worker.unwanted_since.get(execution_id, moment.now)
         known_for_s = moment.now - since
         return Doubts(
             is_new=known_for_s < self.timing.rebuild_s,
