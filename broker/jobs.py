@@ -113,6 +113,8 @@ class Job:
     """Calls that were lost with their frontends since one was last submitted: they may wait on."""
     orphaned_at: float | None = None
     """When its last waiter was lost with its frontend; None while there is one."""
+    has_moved: bool = False
+    """A call of it waits at another broker now, which may want what was begun here."""
     is_counted: bool = False
     """Among the completed."""
     last_worker_id: str | None = None

@@ -268,6 +268,22 @@ def test_a_call_that_has_come_back_since_is_not_let_go(standby):
     assert isinstance(standby.job().state, Dispatched)
 
 
+def test_nor_is_it_ended_when_the_last_of_its_other_calls_leaves(standby):
+    again = identifier("again")
+    execution_id = standby.run_job(idempotency=again)
+    standby.submit("repeat", frontend="second", idempotency=again)
+    standby.moved("job")
+    standby.frontend(frontend="second")
+    assert standby.job() is None
+    keyed = claim(idempotency_hash=again)
+    for _ in range(round(standby.timing.orphan_grace_s)):
+        standby.runs(execution_id, claim=keyed)
+        assert standby.view().cancel == ()
+        standby.after(1.0)
+    standby.runs(execution_id, claim=keyed)
+    assert standby.view().cancel == (execution_id,)
+
+
 def test_a_detached_job_moves_with_its_call(standby):
     standby.run_job(idempotency=identifier("again"), detach=True)
     standby.moved("job")

@@ -178,6 +178,7 @@ class Checker:
                 self._fair.submitted(broker, message)
             case FrontendReport():
                 self._wishes.left(broker, message)
+                self._dispatches.moved(broker, message)
             case WorkerReport():
                 self._dispatches.reported(broker, message)
                 self._wishes.reported(broker, message)

@@ -22,7 +22,7 @@ from simulation.network import Connection
 from broker.jobs import MAX_ATTEMPTS, MAX_CRASHES
 from gpu_worker.engines.engine import EngineJob
 from proto.failures import ENGINE_DEATHS, RETRYABLE_FAILURES, FailureCode
-from proto.messages import Outcome, Start, WorkerReport
+from proto.messages import FrontendReport, Outcome, Start, WorkerReport
 
 if TYPE_CHECKING:
     from simulation.broker_actor import BrokerActor
@@ -207,6 +207,11 @@ class DispatchRules:
             raise ledger.breaks(RETRIED, f"{ledger.short(call.job_id)} after {waited_s:.3f} s")
 
     # --- What is forgotten ---------------------------------------------------------------------
+
+    def moved(self, broker: "BrokerActor", report: FrontendReport) -> None:
+        """What this broker knew of its calls that wait elsewhere is gone, should they come back."""
+        for job_id in report.elsewhere:
+            self._crashes_of[(broker.epoch, job_id)] = 0
 
     def broker_died(self, broker: "BrokerActor") -> None:
         for call in self._ledger.open_calls.values():

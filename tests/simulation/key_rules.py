@@ -27,12 +27,14 @@ class KeyRules:
     def accepted(self, call: Call, broker: "BrokerActor") -> None:
         """Its frontend has just seen that this broker has taken it."""
         self._check_limit(call)
+        joins = self._joins(call)
         for other in self._ledger.open_calls.values():
             if is_other_of_key(other, call):
                 self._ledger.count(MISMATCH)
-                if self._is_active_beside(other, call) and not call.passed_on:
+                if self._is_active_beside(other, call) and not call.passed_on and not joins:
                     self._mismatch(call, other.job_id)
-        self._check_kept(call, broker)
+        if not joins:
+            self._check_kept(call, broker)
 
     def _check_limit(self, call: Call) -> None:
         ledger = self._ledger
@@ -45,10 +47,17 @@ class KeyRules:
             and self._is_active_beside(other, call)
         }
         ledger.count(ONE_A_KEY)
-        is_judged = not call.passed_on and call.identity not in ledger.unjudged
+        is_judged = not call.passed_on and call.identity not in ledger.unjudged and not self._joins(call)
         if is_judged and len(rivals) >= call.wish.key_limit:
             names = ", ".join(ledger.short(other.job_id) for other in rivals.values())
             raise ledger.breaks(ONE_A_KEY, f"{call.wish.key} has {names} beside {ledger.short(call.job_id)}")
+
+    def _joins(self, call: Call) -> bool:
+        """It waits for a job that its broker had already: that one was judged when it came."""
+        return any(
+            other is not call and other.at == call.at and other.accepted_at is not None
+            for other in self._ledger.waiting[call.identity]
+        )
 
     def _check_kept(self, call: Call, broker: "BrokerActor") -> None:
         """No image of the same idempotency key, with other parameters, lies at a worker."""
