@@ -42,7 +42,9 @@ def _check_waiters(job: Job, state: BrokerState) -> None:
     if not job.waiters:
         assert job.is_active, "an ended job that nobody waits for"
         assert job.claim.idempotency_hash is not None, "a job that nobody waits for, or can ask for"
-        assert job.claim.detach or job.orphaned_at is not None, "a job that nobody waits for"
+        is_orphan = job.orphaned_at is not None and bool(job.lost)
+        assert job.claim.detach or is_orphan, "a job that nobody waits for"
+    assert not set(job.lost) & set(job.waiters), "a call both lost and waiting"
 
 
 def _check_workers(state: BrokerState) -> None:

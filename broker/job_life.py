@@ -304,25 +304,18 @@ class JobLife:
         """This call waits at another broker now. What was begun for it goes on, for that one to take over."""
         if waiter_id in job.waiters:
             self._state.jobs.detach(job, waiter_id)
+        job.has_moved = True
         if job.waiters:
             return
-        self._state.jobs.remove(job)
         self._state.note("job moved to another broker", job_id=job.job_id)
-        match job.state:
-            case (
-                Dispatched(worker_id=worker_id, execution_id=execution_id)
-                | Delivering(worker_id=worker_id, execution_id=execution_id)
-            ):
-                self._state.disown(execution_id, worker_id)
-            case _:
-                pass
+        self._forget(job)
 
     def _goes_on_detached(self, job: Job) -> bool:
         return job.is_active and job.claim.detach and job.claim.idempotency_hash is not None
 
     def orphan(self, job: Job, waiter_id: bytes, now: float) -> None:
         """Its frontend is lost. A client with an idempotency key may come back through another."""
-        self._state.jobs.detach(job, waiter_id)
+        job.lost[waiter_id] = self._state.jobs.detach(job, waiter_id)
         if job.waiters:
             return
         if job.is_active and job.claim.idempotency_hash is not None:
@@ -330,13 +323,28 @@ class JobLife:
         else:
             self.end(job)
 
+    def miss(self, job: Job, waiter_id: bytes) -> None:
+        """The frontend that was thought to be lost is back, without this call: nobody will come for it."""
+        del job.lost[waiter_id]
+        if not job.waiters and not job.lost and not self._goes_on_detached(job):
+            self.end(job)
+
     def end(self, job: Job) -> None:
         """Nobody waits for it any more: because it was delivered, or because it was given up."""
         if job.is_active and not job.is_counted:
             self._count_end_without_outcome(job)
+        self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        """Tell its worker that it is not wanted here any more."""
         self._state.jobs.remove(job)
         match job.state:
-            case Dispatched(worker_id=worker_id) | Delivering(worker_id=worker_id):
+            case (
+                Dispatched(worker_id=worker_id, execution_id=execution_id)
+                | Delivering(worker_id=worker_id, execution_id=execution_id)
+            ):
+                if job.has_moved:
+                    self._state.disown(execution_id, worker_id)
                 worker = self._state.workers.registered.get(worker_id)
                 if worker is not None:
                     self._state.send_worker_view(worker)

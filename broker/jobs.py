@@ -109,8 +109,12 @@ class Job:
     waiters: dict[bytes, Waiter] = field(default_factory=dict)
     executions: list[bytes] = field(default_factory=list)
     """All that it has had, begun for it or adopted."""
+    lost: dict[bytes, Waiter] = field(default_factory=dict)
+    """Calls that were lost with their frontends since one was last submitted: they may wait on."""
     orphaned_at: float | None = None
     """When its last waiter was lost with its frontend; None while there is one."""
+    has_moved: bool = False
+    """A call of it waits at another broker now, which may want what was begun here."""
     is_counted: bool = False
     """Among the completed."""
     last_worker_id: str | None = None
@@ -266,11 +270,12 @@ class JobTable:
     def attach(self, job: Job, waiter_id: bytes, waiter: Waiter) -> None:
         job.waiters[waiter_id] = waiter
         self.by_waiter[waiter_id] = job
+        job.lost.clear()
         job.orphaned_at = None
 
-    def detach(self, job: Job, waiter_id: bytes) -> None:
-        del job.waiters[waiter_id]
+    def detach(self, job: Job, waiter_id: bytes) -> Waiter:
         del self.by_waiter[waiter_id]
+        return job.waiters.pop(waiter_id)
 
     def waited_for_by(self, frontend: bytes) -> list[tuple[Job, bytes, Waiter]]:
         """The jobs that a frontend waits for; one that has several of its calls comes several times."""
@@ -280,12 +285,25 @@ class JobTable:
             if (waiter := job.waiters[waiter_id]).frontend == frontend
         ]
 
+    def lost_with(self, frontend: bytes) -> list[tuple[Job, bytes, Waiter]]:
+        """The same for those that were lost with it."""
+        return [
+            (job, waiter_id, waiter)
+            for job in self
+            for waiter_id, waiter in job.lost.items()
+            if waiter.frontend == frontend
+        ]
+
     def with_key_of(self, claim: JobClaim) -> Job | None:
-        """The job that a repeat with this idempotency key joins. One that failed is joined by nobody."""
+        """The job that a repeat with this idempotency key joins. One that failed is joined by nobody.
+
+        Of several, which brokers that did not know of each other had accepted, one for the same image.
+        """
         key = key_of(claim)
         if key is None:
             return None
-        return next((job for job in self.by_key.get(key, ()) if not isinstance(job.state, Failed)), None)
+        jobs = [job for job in self.by_key.get(key, ()) if not isinstance(job.state, Failed)]
+        return min(jobs, key=lambda job: not is_same_image(job.claim, claim), default=None)
 
     def active_of(self, key_fingerprint: str) -> list[Job]:
         return [job for job in self if job.is_active and job.claim.key_fingerprint == key_fingerprint]

@@ -131,7 +131,6 @@ class BrokerState:
         worker = self.workers.registered.get(worker_id)
         if worker is not None:
             worker.unwanted_since[execution_id] = self.now
-            self.send_worker_view(worker)
 
     def runs_unowned(self, worker: Worker) -> bool:
         """Whether it runs something that no known job wants, and that goes on all the same."""

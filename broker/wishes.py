@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
-from broker.jobs import Dispatched, JobTable, key_of
+from broker.jobs import Dispatched, JobTable, is_same_image, key_of
 from broker.workers import Offered, Running, Worker, WorkerTable
 from proto.messages import HeldOutcome, JobClaim, RunningExecution
 from proto.timing import Timing
@@ -92,12 +92,11 @@ class WishMaker:
     def _doubts(self, worker: Worker, execution_id: bytes, moment: Moment) -> Doubts:
         """The broker that wanted it may be gone, and its call on the way here.
 
-        What this broker has begun, or found when it started, is as old as itself.
+        What this broker has begun or adopted is as old as itself.
         """
-        since = worker.unwanted_since.get(execution_id, moment.now)
-        was_found = since < moment.started_at + self.timing.rebuild_s
-        if was_found or not self.is_foreign(execution_id):
-            since = moment.started_at
+        since = moment.started_at
+        if self.is_foreign(execution_id):
+            since = worker.unwanted_since.get(execution_id, moment.now)
         known_for_s = moment.now - since
         return Doubts(
             is_new=known_for_s < self.timing.rebuild_s,
@@ -125,7 +124,7 @@ class WishMaker:
         is_fenced = (
             self._is_ended_here(running, doubts)
             or self.jobs.answered_by(running.claim) is not None
-            or bool(self.images_of(running.claim))
+            or any(is_same_image(image.claim, running.claim) for _, image in self.images_of(running.claim))
         )
         return _may_be_asked_for(running.claim, doubts) and not is_fenced
 
