@@ -124,7 +124,10 @@ class HttpServer:
 
 
 async def _sent(request: web.BaseRequest, media_type: MediaType, body: bytes) -> web.StreamResponse:
-    """Piece by piece: what a slow client has not read yet is not copied into its connection's buffer."""
+    """Piece by piece: what a slow client has not read yet is not copied into its connection's buffer.
+
+    A client that leaves in between is nobody's fault.
+    """
     response = web.StreamResponse(headers={"Content-Type": media_type.content_type, "Vary": "Accept"})
     response.content_length = len(body)
     try:
@@ -134,7 +137,7 @@ async def _sent(request: web.BaseRequest, media_type: MediaType, body: bytes) ->
                 for start in range(0, len(body), PIECE_BYTES):
                     await response.write(body[start : start + PIECE_BYTES])
             await response.write_eof()
-    except TimeoutError:
+    except (TimeoutError, ConnectionError):
         if request.transport is not None:
             request.transport.abort()
     return response

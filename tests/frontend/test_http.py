@@ -283,6 +283,30 @@ async def test_a_client_that_does_not_read_is_given_no_more_than_it_takes_and_cu
     assert (await frontend.get("/healthz"))[0] == 200
 
 
+async def test_a_client_that_leaves_while_it_is_sent_a_page_is_no_bug(frontend, monkeypatch, log_lines):
+    send, ended = http._sent, asyncio.Event()
+
+    async def watched(*request):
+        try:
+            return await send(*request)
+        finally:
+            ended.set()
+
+    async def large(*_):
+        return bytes(64 * 1024 * 1024)
+
+    monkeypatch.setattr(http, "_sent", watched)
+    monkeypatch.setattr(metrics_page.MetricsPage, "body", large)
+    _reader, writer = await asyncio.open_connection("127.0.0.1", frontend.http_port, limit=1024)
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    await _reader.readline()
+    writer.transport.abort()
+    async with asyncio.timeout(10):
+        await ended.wait()
+    assert (await frontend.get("/healthz"))[0] == 200
+    assert log_lines.empty()
+
+
 async def test_head_says_how_long_the_text_is_and_sends_none(frontend):
     request = b"HEAD /metrics HTTP/1.1\r\nHost: x\r\nAccept: text/plain\r\nConnection: close\r\n\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", frontend.http_port)
