@@ -1,6 +1,7 @@
 """Every component starts, and the service answers, where each has only its own requirements installed."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,13 +32,14 @@ with grpc.insecure_channel(sys.argv[1]) as channel:
 
 
 @pytest.fixture(scope="session")
-def envs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ComponentEnv]:
+def envs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ComponentEnv]]:
     folder = tmp_path_factory.mktemp("components")
     wheel = build_wheel(folder / "wheel")
     made = {component: ComponentEnv(component, folder / component) for component in REQUIREMENTS}
     for env in made.values():
         env.make(wheel)
-    return made
+    yield made
+    shutil.rmtree(folder)  # pytest would keep a gigabyte for each of the last runs.
 
 
 @contextmanager
