@@ -145,6 +145,8 @@ class JobLife:
     def _start(self, job: Job, worker: Worker, now: float) -> None:
         execution_id = self._state.new_execution_id()
         self._state.own(job, execution_id)
+        if isinstance(job.state, Queued):
+            self._state.counters.queue_wait_s.observe(now - job.state.since)
         job.attempts += 1
         job.last_worker_id = worker.worker_id
         self._state.jobs.change(job, Dispatched(worker.worker_id, execution_id, now))
@@ -234,6 +236,8 @@ class JobLife:
             self._state.counters.completed += 1
         if outcome.image is not None:
             self._state.run_times.observe(job.parameters, outcome.image.inference_time_s, now)
+            if outcome.image.steps_time_s is not None:
+                self._state.counters.step_s.observe(outcome.image.steps_time_s / job.parameters.steps)
 
     def _pass_on(self, job: Job, outcome: Outcome, now: float) -> None:
         """To everyone who waits and has not got it yet, under the name of its own call."""

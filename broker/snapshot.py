@@ -9,12 +9,19 @@ from typing import Final
 from broker.jobs import Dispatched, JobTable
 from broker.workers import LostWorker, Worker, WorkerTable
 from proto.failures import RefusalReason
+from proto.histogram import Histogram
 from proto.messages import Snapshot, WorkerRow
 
 MAX_ROWS: Final = 1000
 """Workers in one snapshot."""
 MAX_ROWS_AND_GPUS: Final = 4000
 """Rows and GPU readings in one snapshot: about 230 bytes each, which fit into one header."""
+
+
+QUEUE_WAIT_BOUNDS_S: Final = (0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+"""Up to the longest time of a job."""
+STEP_BOUNDS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
+"""From the embedded model to weights that are fetched from main memory for each step."""
 
 
 @dataclass(slots=True)
@@ -27,6 +34,10 @@ class Counters:
     rejected: Counter[RefusalReason] = field(default_factory=Counter)
     shed: Counter[str] = field(default_factory=Counter)
     """What was dropped to keep a bound or a fence, by kind."""
+    queue_wait_s: Histogram = field(default_factory=lambda: Histogram(QUEUE_WAIT_BOUNDS_S))
+    """Of each new job, until its first execution began."""
+    step_s: Histogram = field(default_factory=lambda: Histogram(STEP_BOUNDS_S))
+    """Of each image, the mean time of its denoising steps."""
 
 
 def snapshot(
@@ -55,6 +66,8 @@ def snapshot(
                 *(_row(lost, "lost", now) for lost in workers.lost.values()),
             ]
         ),
+        queue_wait_s=counters.queue_wait_s.distribution(),
+        step_s=counters.step_s.distribution(),
     )
 
 

@@ -87,12 +87,29 @@ def _is_prepared(pipe: "Connection[EngineMessage, Command]") -> bool:
     return False
 
 
+class StepClock:
+    """How long the denoising steps of one job took."""
+
+    def __init__(self) -> None:
+        self.steps_time_s: float | None = None
+        """None until they are over."""
+        self._begun_at = 0.0
+
+    def progressed(self, phase: JobPhase, step: int, now: float) -> None:
+        """An engine that begins anew has taken the time of its last try."""
+        if phase is JobPhase.STEP and step == 0:
+            self._begun_at = now
+        elif phase is JobPhase.DECODE:
+            self.steps_time_s = now - self._begun_at
+
+
 class _Slot:
     """A job from its arrival to its end."""
 
     def __init__(self, job: EngineJob) -> None:
         self.job = job
         self.cancelled = threading.Event()
+        self.clock = StepClock()
 
 
 class EngineChild:
@@ -222,6 +239,7 @@ class EngineChild:
             child=self._child,
             execution_id=job.execution_id,
             inference_time_s=inference_time_s,
+            steps_time_s=slot.clock.steps_time_s,
             text_cached=drawing.text_cached,
         )
         return drawn, drawing
@@ -252,6 +270,7 @@ class EngineChild:
         def report(phase: JobPhase, step: int) -> None:
             if slot.cancelled.is_set():
                 raise JobCancelled
+            slot.clock.progressed(phase, step, time.perf_counter())
             self._send(
                 EngineProgress(child=self._child, execution_id=slot.job.execution_id, phase=phase, step=step)
             )

@@ -249,6 +249,7 @@ class Executions:
                         job=job,
                         claim=claim,
                         inference_time_s=event.inference_time_s,
+                        steps_time_s=event.steps_time_s,
                         model=self.engine.model,
                         overdue_at=now + self.limits.decode_s,
                     )
@@ -276,6 +277,7 @@ class Executions:
             inference_time_s=encoding.inference_time_s,
             seed=encoding.job.parameters.seed,
             model=encoding.model,
+            steps_time_s=encoding.steps_time_s,
         )
         self._end_execution(claim, event.execution_id, image, event.png, now)
 

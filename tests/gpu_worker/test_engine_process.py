@@ -64,7 +64,8 @@ async def test_from_loading_to_a_finished_image() -> None:
     assert (content.execution_id, content.job_id) == (wanted.execution_id, wanted.job_id)
     drawn = watched.of(wanted)[-2]
     assert isinstance(drawn, EngineDrawn)
-    assert 0 <= drawn.inference_time_s < LIMIT_S
+    assert drawn.steps_time_s is not None
+    assert 0 <= drawn.steps_time_s <= drawn.inference_time_s < LIMIT_S
     assert all(event.child == CHILD for event in watched.events)
 
 

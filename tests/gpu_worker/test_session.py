@@ -316,7 +316,7 @@ def test_an_image_is_pushed_once_and_held(busy):
         job_id=identifier("job"),
         attempts=0,
         crashes=0,
-        image=ImageMade(inference_time_s=1.5, seed=7, model=CARD),
+        image=ImageMade(inference_time_s=1.5, seed=7, model=CARD, steps_time_s=1.2),
         body=b"these pixels",
     )
     listed = HeldOutcome(execution_id=EXECUTION, claim=claim(), failure=None, size_bytes=12)

@@ -45,7 +45,7 @@ def test_the_next_job_runs_while_the_png_is_made(both):
     both.encoded("first", png=b"the png")
     outcome = both.outcome()
     assert (outcome.execution_id, outcome.body) == (FIRST, b"the png")
-    assert outcome.image == ImageMade(inference_time_s=1.5, seed=7, model=CARD)
+    assert outcome.image == ImageMade(inference_time_s=1.5, seed=7, model=CARD, steps_time_s=1.2)
     assert both.report().held[0].size_bytes == len(b"the png")
     assert both.report().running.execution_id == SECOND, "it goes on"
 

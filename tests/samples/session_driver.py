@@ -125,6 +125,7 @@ class SessionDriver:
             child=child or self.child,
             execution_id=identifier(execution),
             inference_time_s=1.5,
+            steps_time_s=1.2,
             text_cached=text_cached,
         )
         return self.tell(event)
