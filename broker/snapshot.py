@@ -9,12 +9,15 @@ from typing import Final
 from broker.jobs import Dispatched, JobTable
 from broker.workers import LostWorker, Worker, WorkerTable
 from proto.failures import RefusalReason
-from proto.messages import Snapshot, WorkerRow
+from proto.messages import MAX_SNAPSHOT_BYTES, Snapshot, WorkerRow
 
 MAX_ROWS: Final = 1000
 """Workers in one snapshot."""
-MAX_ROWS_AND_GPUS: Final = 4000
-"""Rows and GPU readings in one snapshot: about 230 bytes each, which fit into one header."""
+ROOM_BYTES: Final = MAX_SNAPSHOT_BYTES - 64 * 1024
+"""For rows; the rest is for what stands before them."""
+ROW_BYTES: Final = 800
+GPU_BYTES: Final = 130
+"""A row, or a GPU in it, takes at most so much beside its texts: a test holds this against the codec."""
 
 
 @dataclass(slots=True)
@@ -60,9 +63,22 @@ def snapshot(
 
 def _fitting(rows: list[WorkerRow]) -> tuple[WorkerRow, ...]:
     """The first ones, as many as one message can carry."""
-    sizes = accumulate(1 + len(row.report.readings.gpus if row.report.readings else ()) for row in rows)
-    fitting = sum(size <= MAX_ROWS_AND_GPUS for size in sizes)
-    return tuple(rows[: min(fitting, MAX_ROWS)])
+    fitting = sum(size <= ROOM_BYTES for size in accumulate(map(size_bytes, rows[:MAX_ROWS])))
+    return tuple(rows[:fitting])
+
+
+def size_bytes(row: WorkerRow) -> int:
+    """An upper bound."""
+    report = row.report
+    gpus = report.readings.gpus if report.readings else ()
+    texts = [row.state, report.worker_id, report.host, report.activity]
+    if report.model is not None:
+        texts += dataclasses.astuple(report.model)
+    if report.running is not None:
+        texts.append(report.running.claim.key_fingerprint)
+    for gpu in gpus:
+        texts += (gpu.uuid, gpu.name)
+    return ROW_BYTES + GPU_BYTES * len(gpus) + len("".join(texts).encode())
 
 
 def _row(worker: Worker | LostWorker, state: str, now: float) -> WorkerRow:
