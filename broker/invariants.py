@@ -47,8 +47,10 @@ def _check_ways(jobs: JobTable) -> None:
     queued = {job.job_id for job in jobs if isinstance(job.state, Queued)}
     returned = {job.job_id for job in jobs if isinstance(job.state, Returned)}
     exhausted = {job.job_id for job in jobs if job.is_waiting and job.is_exhausted}
+    lost = [(waiter.frontend, waiter_id) for job in jobs for waiter_id, waiter in job.lost.items()]
     ways: dict[str, tuple[Iterable[object], Iterable[object]]] = {
         "by frontend": (waiters, _pairs(jobs.by_frontend)),
+        "lost": (lost, _pairs(jobs.lost)),
         "by worker": (of_worker, _pairs(jobs.by_worker)),
         "by key": (of_key, _pairs(jobs.by_key)),
         "by API key": (active, _pairs(jobs.active)),
@@ -72,7 +74,9 @@ def _check_waiters(job: Job, state: BrokerState) -> None:
     if not job.waiters:
         assert job.is_active, "an ended job that nobody waits for"
         assert job.claim.idempotency_hash is not None, "a job that nobody waits for, or can ask for"
-        assert job.claim.detach or job.orphaned_at is not None, "a job that nobody waits for"
+        is_orphan = job.orphaned_at is not None and bool(job.lost)
+        assert job.claim.detach or is_orphan, "a job that nobody waits for"
+    assert not set(job.lost) & set(job.waiters), "a call both lost and waiting"
 
 
 def _check_workers(state: BrokerState) -> None:

@@ -307,12 +307,18 @@ class JobLife:
 
     def orphan(self, job: Job, waiter_id: bytes, now: float) -> None:
         """Its frontend is lost. A client with an idempotency key may come back through another."""
-        self._state.jobs.detach(job, waiter_id)
+        self._state.jobs.lose(job, waiter_id)
         if job.waiters:
             return
         if job.is_active and job.claim.idempotency_hash is not None:
             job.orphaned_at = now
         else:
+            self.end(job)
+
+    def miss(self, job: Job, waiter_id: bytes) -> None:
+        """The frontend that was thought to be lost is back, without this call: nobody will come for it."""
+        self._state.jobs.miss(job, waiter_id)
+        if not job.waiters and not job.lost and not self._goes_on_detached(job):
             self.end(job)
 
     def end(self, job: Job) -> None:

@@ -110,6 +110,8 @@ class Job:
     waiters: dict[bytes, Waiter] = field(default_factory=dict)
     executions: list[bytes] = field(default_factory=list)
     """All that it has had, begun for it or adopted."""
+    lost: dict[bytes, Waiter] = field(default_factory=dict)
+    """Calls that were lost with their frontends since one was last submitted: they may wait on."""
     orphaned_at: float | None = None
     """When its last waiter was lost with its frontend; None while there is one."""
     is_counted: bool = False
@@ -235,6 +237,8 @@ class JobTable:
     """Those with an idempotency key."""
     by_frontend: Groups[bytes, bytes, Job] = field(default_factory=Groups)
     """By the incarnation of a frontend, and there by the `job_id` of each of its calls."""
+    lost: Groups[bytes, bytes, Job] = field(default_factory=Groups)
+    """Likewise, by the calls that were lost with a frontend."""
     by_worker: Groups[str, bytes, Job] = field(default_factory=Groups)
     """Those that are dispatched, by their worker's `worker_id`."""
     active: Groups[str, bytes, Job] = field(default_factory=Groups)
@@ -283,6 +287,7 @@ class JobTable:
     def remove(self, job: Job) -> None:
         for waiter_id in list(job.waiters):
             self.detach(job, waiter_id)
+        self._miss_all(job)
         self._unfile(job, has_begun=False)
         if (key := key_of(job.claim)) is not None:
             self.by_key.remove(key, job.job_id)
@@ -337,24 +342,47 @@ class JobTable:
         job.waiters[waiter_id] = waiter
         self.by_waiter[waiter_id] = job
         self.by_frontend.add(waiter.frontend, waiter_id, job)
+        self._miss_all(job)
         job.orphaned_at = None
 
-    def detach(self, job: Job, waiter_id: bytes) -> None:
-        self.by_frontend.remove(job.waiters.pop(waiter_id).frontend, waiter_id)
+    def detach(self, job: Job, waiter_id: bytes) -> Waiter:
+        waiter = job.waiters.pop(waiter_id)
+        self.by_frontend.remove(waiter.frontend, waiter_id)
         del self.by_waiter[waiter_id]
+        return waiter
+
+    def lose(self, job: Job, waiter_id: bytes) -> None:
+        """Its frontend is lost."""
+        job.lost[waiter_id] = waiter = self.detach(job, waiter_id)
+        self.lost.add(waiter.frontend, waiter_id, job)
+
+    def miss(self, job: Job, waiter_id: bytes) -> None:
+        """It was lost, and will not come back."""
+        self.lost.remove(job.lost.pop(waiter_id).frontend, waiter_id)
+
+    def _miss_all(self, job: Job) -> None:
+        for waiter_id in list(job.lost):
+            self.miss(job, waiter_id)
 
     def waited_for_by(self, frontend: bytes) -> list[tuple[Job, bytes, Waiter]]:
         """The jobs that a frontend waits for; one that has several of its calls comes several times."""
         calls = self.by_frontend.of(frontend)
         return [(job, waiter_id, job.waiters[waiter_id]) for waiter_id, job in calls.items()]
 
+    def lost_with(self, frontend: bytes) -> list[tuple[Job, bytes, Waiter]]:
+        """The same for those that were lost with it."""
+        return [(job, waiter_id, job.lost[waiter_id]) for waiter_id, job in self.lost.of(frontend).items()]
+
     def with_key_of(self, claim: JobClaim) -> Job | None:
-        """The job that a repeat with this idempotency key joins. One that failed is joined by nobody."""
+        """The job that a repeat with this idempotency key joins. One that failed is joined by nobody.
+
+        Of several, which brokers that did not know of each other had accepted, one for the same image.
+        """
         key = key_of(claim)
         if key is None:
             return None
-        same = self.by_key.of(key).values()
-        return next((job for job in same if not isinstance(job.state, Failed)), None)
+        jobs = [job for job in self.by_key.of(key).values() if not isinstance(job.state, Failed)]
+        return min(jobs, key=lambda job: not is_same_image(job.claim, claim), default=None)
 
     def active_of(self, key_fingerprint: str) -> list[Job]:
         return list(self.active.of(key_fingerprint).values())

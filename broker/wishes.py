@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
-from broker.jobs import Dispatched, JobTable, key_of
+from broker.jobs import Dispatched, JobTable, is_same_image, key_of
 from broker.workers import Offered, Running, Worker, WorkerTable
 from proto.messages import HeldOutcome, JobClaim, RunningExecution
 from proto.timing import Timing
@@ -125,7 +125,7 @@ class WishMaker:
         is_fenced = (
             self._is_ended_here(running, doubts)
             or self.jobs.answered_by(running.claim) is not None
-            or bool(self.images_of(running.claim))
+            or any(is_same_image(image.claim, running.claim) for _, image in self.images_of(running.claim))
         )
         return _may_be_asked_for(running.claim, doubts) and not is_fenced
 

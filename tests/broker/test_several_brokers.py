@@ -167,6 +167,15 @@ def test_and_one_whose_image_is_held(standby):
     assert (standby.view().resend, standby.view().wanted) == ((THEIRS,), (THEIRS,))
 
 
+def test_of_calls_that_two_brokers_had_accepted_under_one_key_those_for_one_image_are_one_job(standby):
+    again = identifier("again")
+    standby.submit("other", idempotency=again, digest=identifier("another"), accepted=True)
+    standby.submit(idempotency=again, accepted=True)
+    standby.submit("repeat", idempotency=again, accepted=True)
+    assert set(standby.job().waiters) == {JOB, identifier("repeat")}
+    assert set(standby.job("other").waiters) == {identifier("other")}
+
+
 def test_a_repeat_joins_what_another_broker_runs(standby):
     again = identifier("again")
     standby.runs(THEIRS, claim=claim(idempotency_hash=again), wanted_elsewhere=True)

@@ -223,6 +223,8 @@ class Checker:
             self._dispatches.worker_lost(broker, note.fields["worker_id"])
         if note.event in ("execution adopted", "image given again"):
             self._dispatches.adopted(broker, note.fields["execution_id"])  # type: ignore[arg-type]
+        if note.event == "execution adopted":
+            self._fair.adopted(broker, note.fields["job_id"])  # type: ignore[arg-type]
         if note.event in ("frontend lost", "frontend registered"):
             for frontend in self._ledger.world.frontends:
                 if frontend.name == note.fields["frontend_id"]:

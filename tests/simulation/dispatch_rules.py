@@ -98,6 +98,8 @@ class DispatchRules:
             is_known = broker.epoch in other.reported_to and broker.epoch not in other.cancelled_by
             if not other.is_running or not is_known or engine is None or engine.hangs:
                 continue
+            if ledger.has_twin(other.worker):
+                continue
             since = min(other.sent_at, ledger.world.now - CALM_S)
             if other.worker.is_calm_with(broker.index, since) and ledger.is_calm(broker):
                 detail = f"{ledger.short(execution.execution_id)} beside {ledger.short(other.execution_id)}"

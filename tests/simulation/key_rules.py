@@ -85,10 +85,18 @@ class KeyRules:
         """Whether the broker that took the call knew that a worker was running the other one."""
         if call.at is None:
             return False
-        ledger, known_since = self._ledger, call.opened_at - REPORTED_S
+        ledger, known_since = self._ledger, self._asked_since(call) - REPORTED_S
         return any(
             execution.is_drawing
             and execution.reported_to.get(call.accepted_by, known_since) < known_since
             and ledger.is_linked(ledger.world.brokers[call.at], execution.worker)
             for execution in ledger.alike.get(other.identity, ())
+        )
+
+    def _asked_since(self, call: Call) -> float:
+        """When its broker may have got the job that it joins: one can wait on without a call."""
+        return min(
+            other.opened_at
+            for other in self._ledger.calls.values()
+            if other.identity == call.identity and call.at in other.been_at
         )
