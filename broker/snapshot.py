@@ -72,8 +72,9 @@ def size_bytes(row: WorkerRow) -> int:
     report = row.report
     gpus = report.readings.gpus if report.readings else ()
     texts = [row.state, report.worker_id, report.host, report.activity]
-    if report.model is not None:
-        texts += dataclasses.astuple(report.model)
+    if (model := report.model) is not None:
+        texts += (model.engine, model.name, model.precision, model.device, model.warning)
+        texts += (model.revision, model.quantization, model.memory_plan, model.versions)
     if report.running is not None:
         texts.append(report.running.claim.key_fingerprint)
     for gpu in gpus:
@@ -83,7 +84,7 @@ def size_bytes(row: WorkerRow) -> int:
 
 def _row(worker: Worker | LostWorker, state: str, now: float) -> WorkerRow:
     return WorkerRow(
-        report=dataclasses.replace(worker.report, held=()),
+        report=dataclasses.replace(worker.report, held=()) if worker.report.held else worker.report,
         state=state,
         report_age_ms=max(0, round((now - worker.heard_at) * 1000)),
     )
