@@ -169,7 +169,8 @@ class WishMaker:
         key = key_of(claim)
         if key is None:
             return []
-        found = [(worker, outcome) for worker in self.workers for outcome in worker.images.get(key, ())]
+        holders = self.workers.by_name.of(key).values()
+        found = [(worker, outcome) for worker in holders for outcome in worker.images.get(key, ())]
         return sorted(found, key=lambda entry: precedence(entry[1]))
 
 

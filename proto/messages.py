@@ -16,6 +16,8 @@ from proto.failures import FailureCode, RefusalReason
 ID_SIZE_BYTES: Final = 16
 MAX_PROMPT_BYTES: Final = 8 * 1024
 MAX_IMAGE_BYTES: Final = 16 * 1024 * 1024
+MAX_SNAPSHOT_BYTES: Final = 4 * 1024 * 1024
+"""The header of a SNAPSHOT: 1000 workers with all that they say of themselves."""
 MAX_KEY_JOBS: Final = 1000
 """Active jobs that one API key may have at most."""
 MAX_LISTED: Final = 4096

@@ -138,7 +138,7 @@ MUTANTS: Final = [
             "        self._state.jobs.change(job, Returned(now, give_up_at, failure))\n",
             (
                 "        self._state.jobs.change(job, Returned(now, give_up_at, failure))\n"
-                "        if len(self._state.jobs.waiting()) > self._state.queue_limit:\n"
+                "        if len(self._state.jobs.returned) > self._state.queue_limit:\n"
                 "            self.fail(job, self._own_outcome(job, failure), now)\n"
             ),
         ),
@@ -223,8 +223,8 @@ MUTANTS: Final = [
         "first come, first served, whoever it is",
         (
             "broker/jobs.py",
-            "[self.jobs[job_id] for job_id in self.turns]\n",
-            "[job for job in self if isinstance(job.state, Queued)]\n",
+            "job_id = self.turns.first()\n",
+            "job_id = next((job.job_id for job in self if isinstance(job.state, Queued)), None)\n",
         ),
     ),
     mutant(
