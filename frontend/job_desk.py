@@ -5,6 +5,7 @@ or can serve no longer, and ends each with the first outcome that arrives or at 
 brokers do.
 """
 
+import heapq
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final, assert_never
@@ -59,6 +60,8 @@ ASK_ANOTHER: Final = frozenset(
 """Refusals that say more of the broker than of the service."""
 GATHER_S: Final = 0.02
 """Jobs that end within this time are told in one report: a thousand ends are not a thousand reports."""
+SPARE_DEADLINES: Final = 64
+"""Of jobs that are over, before they are sorted out."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,6 +81,10 @@ class JobDesk:
     refusals: Counter[RefusalReason] = field(default_factory=Counter)
     """Its own, not the broker's."""
     contacts: Brokers = field(init=False)
+    _unaccepted: dict[bytes, DeskJob] = field(default_factory=dict)
+    """Those of the jobs that no broker has taken yet."""
+    _deadlines: list[tuple[float, bytes]] = field(default_factory=list)
+    """A heap of the jobs' deadlines, with some of jobs that are over."""
     _over: bool = False
     _actions: list[Action] = field(default_factory=list)
 
@@ -117,8 +124,8 @@ class JobDesk:
         if self._over:
             return None
         instants = [self.contacts.next_deadline()]
-        instants += [job.deadline for job in self.jobs.values()]
-        with_submitted = {job.broker for job in self.jobs.values() if isinstance(job.state, Submitted)}
+        instants += [deadline for deadline, _ in self._deadlines[:1]]
+        with_submitted = {job.broker for job in self._unaccepted.values()}
         instants += [self.contacts[broker].contact.unreachable_at for broker in with_submitted]
         return min(instants)
 
@@ -133,14 +140,7 @@ class JobDesk:
     def _do_what_is_due(self, now: float) -> None:
         if self._over:
             return
-        for job_id, job in list(self.jobs.items()):
-            if now >= job.deadline:
-                given_up = JobGivenUp(
-                    code=FailureCode.DEADLINE_EXCEEDED,
-                    detail="the deadline has passed",
-                    attempts=job.attempts,
-                )
-                self._end(job_id, given_up, now)
+        self._end_overdue(now)
         self._move_calls(now)
         self._refuse_unanswered(now)
         for broker in self.contacts:
@@ -174,8 +174,20 @@ class JobDesk:
             job_deadline=now + job_time_s,
             broker=broker,
         )
-        self.jobs[opened.job_id] = job
+        self._add(job)
         self._submit(job, now)
+
+    def _add(self, job: DeskJob) -> None:
+        job_id = job.opened.job_id
+        self.jobs[job_id] = self._unaccepted[job_id] = job
+        heapq.heappush(self._deadlines, (job.deadline, job_id))
+        if len(self._deadlines) > 2 * len(self.jobs) + SPARE_DEADLINES:
+            self._deadlines = [(each.deadline, each_id) for each_id, each in self.jobs.items()]
+            heapq.heapify(self._deadlines)
+
+    def _remove(self, job_id: bytes) -> DeskJob | None:
+        self._unaccepted.pop(job_id, None)
+        return self.jobs.pop(job_id, None)
 
     def _why_not(self, now: float) -> JobRefused | None:
         if self.draining:
@@ -196,16 +208,27 @@ class JobDesk:
             retry_after_s=self.timing.heartbeat_interval_s,
         )
 
+    def _end_overdue(self, now: float) -> None:
+        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][1] not in self.jobs):
+            _, job_id = heapq.heappop(self._deadlines)
+            job = self.jobs.get(job_id)
+            if job is not None:
+                given_up = JobGivenUp(
+                    code=FailureCode.DEADLINE_EXCEEDED,
+                    detail="the deadline has passed",
+                    attempts=job.attempts,
+                )
+                self._end(job_id, given_up, now)
+
     def _refuse_unanswered(self, now: float) -> None:
-        for job_id, job in list(self.jobs.items()):
-            is_silent = self.contacts.standing(job.broker, now) is Standing.SILENT
-            if is_silent and isinstance(job.state, Submitted):
+        for job_id, job in list(self._unaccepted.items()):
+            if self.contacts.standing(job.broker, now) is Standing.SILENT:
                 self.refusals[RefusalReason.BROKER_UNREACHABLE] += 1
                 self._end(job_id, self._unreachable(), now)
 
     def _give_up(self, job_id: bytes, now: float) -> None:
         """Nobody waits for it; its brokers learn it from their next reports."""
-        job = self.jobs.pop(job_id, None)
+        job = self._remove(job_id)
         if job is not None:
             for broker in (job.broker, *job.left):
                 self.contacts[broker].unreported_keys.add(job.opened.key_fingerprint)
@@ -240,7 +263,7 @@ class JobDesk:
     def _end(self, job_id: bytes, end: JobEnd, now: float) -> None:
         match end:
             case JobRefused(reason=reason) if reason is not RefusalReason.BROKER_UNREACHABLE:
-                del self.jobs[job_id]  # The broker has no such job; others will miss it in their reports.
+                self._remove(job_id)  # The broker has no such job; others will miss it in their reports.
             case ImageDelivered() | JobGivenUp() | JobRefused():
                 self._give_up(job_id, now)
             case _:
@@ -297,6 +320,7 @@ class JobDesk:
                 pass  # The broker has it and will judge it: until then it is what it was.
             case JobState.QUEUED | JobState.RUNNING | JobState.ENDED:
                 job.state = Accepted(status.execution_id or job.execution_id)
+                self._unaccepted.pop(status.job_id, None)
             case _:
                 assert_never(status.state)
 
@@ -377,7 +401,7 @@ class JobDesk:
                 retry_after_s=DRAIN_RETRY_S,
             )
             self._actions.append(EndJob(job_id=job_id, end=refused))
-            del self.jobs[job_id]
+            self._remove(job_id)
         for broker in self.contacts:
             seq = self.contacts[broker].contact.next_seq()
             self._send(broker, Leave(incarnation=self.incarnation, seq=seq, reason="shutting down"))
@@ -388,7 +412,11 @@ class JobDesk:
     def check_invariants(self) -> None:
         """Raise AssertionError if the state contradicts itself. For tests, after every step."""
         assert len(self.jobs) <= self.max_open_jobs, "more open jobs than allowed"
+        unaccepted = {job_id for job_id, job in self.jobs.items() if isinstance(job.state, Submitted)}
+        assert set(self._unaccepted) == unaccepted, "a job that was taken, or is over, counts as not taken"
+        timed = set(self._deadlines)
         for job_id, job in self.jobs.items():
+            assert (job.deadline, job_id) in timed, "a job without an end"
             assert job.opened.job_id == job_id, "a job under another id"
             seq = self.contacts[job.broker].contact.seq
             assert 0 < job.submit_seq <= seq, "a job that was never submitted"
