@@ -225,10 +225,14 @@ class EngineProcess:
             self._call(self._hand_over)
 
     def _hand_over(self) -> None:
-        while self._undelivered:
-            event = self._undelivered.popleft()
-            if not (isinstance(event, EngineProgress) and self._is_next(EngineProgress)):
-                self._on_event(event)
+        try:
+            while self._undelivered:
+                event = self._undelivered.popleft()
+                if not (isinstance(event, EngineProgress) and self._is_next(EngineProgress)):
+                    self._on_event(event)
+        finally:
+            if self._undelivered:  # After an error, which the loop logs.
+                self._loop.call_soon(self._hand_over)
 
     def _is_next(self, kind: type[EngineEvent]) -> bool:
         return bool(self._undelivered) and isinstance(self._undelivered[0], kind)

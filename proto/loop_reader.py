@@ -62,7 +62,11 @@ class LoopReader:
         for _ in range(_DRAINED_AT_ONCE):
             if self._socket.closed or not int(self._socket.get(_EVENTS)) & _POLLIN:
                 return True
-            self._on_message(self._take_message())
+            try:
+                frames = self._take_message()
+            except zmq.Again:
+                return True
+            self._on_message(frames)
         return False
 
     def _take_message(self) -> list[zmq.Frame]:
