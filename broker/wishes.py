@@ -144,7 +144,9 @@ class WishMaker:
     def _wish_for(self, worker: Worker, outcome: HeldOutcome, moment: Moment) -> _Wish | None:
         job = self.jobs.wanting(outcome.execution_id)
         if job is not None:
-            return _Wish.RESEND if isinstance(job.state, Dispatched) else None
+            # Whose PNG is still being made comes by itself: asked for now, it would come twice.
+            is_missed = isinstance(job.state, Dispatched) and not outcome.is_unfinished
+            return _Wish.RESEND if is_missed else None
         if outcome.released or outcome.wanted_elsewhere:
             return None
         if self._doubts(worker, outcome.execution_id, moment).is_new:

@@ -17,7 +17,15 @@ from typing import Final, assert_never
 
 import structlog
 
-from gpu_worker.engine_pipe import CancelCommand, Command, EngineMessage, EngineOptions, LastWords, RunCommand
+from gpu_worker.engine_pipe import (
+    CancelCommand,
+    Command,
+    EngineMessage,
+    EngineOptions,
+    LastWords,
+    RunCommand,
+    send_message,
+)
 from gpu_worker.engines.engine import (
     Drawing,
     Engine,
@@ -187,7 +195,7 @@ class EngineChild:
     def _send(self, message: EngineMessage) -> None:
         """From whichever thread: the pipe itself would mix up two messages."""
         with self._sending:
-            self._pipe.send(message)
+            send_message(self._pipe, message)
 
     def _listen(self) -> None:
         """In the second thread, until the worker is gone: then nobody wants what is being drawn."""

@@ -57,7 +57,9 @@ async def test_from_loading_to_a_finished_image() -> None:
     assert isinstance(watched.events[len(loading)], EngineReady)
     told = [(event.phase, event.step) for event in watched.of(wanted) if isinstance(event, EngineProgress)]
     steps = [(JobPhase.STEP, step) for step in range(4)]
-    assert told == [(JobPhase.TEXT, 0), *steps, (JobPhase.DECODE, 3)]
+    expected = [(JobPhase.TEXT, 0), *steps, (JobPhase.DECODE, 3)]
+    assert told == [each for each in expected if each in told], "in order, where it is not outdated already"
+    assert told[-1] == expected[-1]
     assert watched.of(wanted)[-1] == finished
     content = read_fake_image(bytes(finished.png))
     assert content is not None
