@@ -313,8 +313,8 @@ MUTANTS: Final = [
         "outcomes go to the first broker only",
         (
             "gpu_worker/executions.py",
-            "        for broker in self.brokers.wanting(execution_id, now) or self.brokers:\n",
-            "        for broker in (0,):\n",
+            "        told = self.brokers.wanting(execution_id, now) or list(self.brokers)\n",
+            "        told = [0]\n",
         ),
     ),
     mutant(
