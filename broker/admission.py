@@ -2,12 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from broker.estimates import RunTimes
-from broker.jobs import Dispatched, Job, JobTable, Returned
-from broker.workers import Idle, Worker, WorkerTable
+from broker.estimates import NextFree, RunTimes
+from broker.jobs import Dispatched, Job, JobTable
+from broker.workers import Worker, WorkerTable
 from proto.failures import RefusalReason
 from proto.messages import Submit, WorkerPhase
 from proto.timing import Timing
@@ -31,6 +31,7 @@ class Admission:
     workers: WorkerTable
     jobs: JobTable
     run_times: RunTimes
+    next_free: NextFree
     timing: Timing
     queue_limit: int
     draining: bool
@@ -57,22 +58,21 @@ class Admission:
     def _judge_workers(self, submit: Submit, now: float) -> Refusal | None:
         if not len(self.workers):
             return Refusal(RefusalReason.NO_WORKERS, "", None)
-        serving = [worker for worker in self.workers if worker.is_serving(now, self.timing.probe_after_s)]
+        serving = len(self.workers.serving)
         if not serving:
             return Refusal(
                 RefusalReason.WORKERS_NOT_READY, self._why_not_ready(), self.timing.heartbeat_interval_s
             )
-        if any(isinstance(job.state, Returned) for job in self.jobs):
+        if self.jobs.returned:
             return self._all_busy("a job that lost its worker waits to run again", now)
         queued = len(self.jobs.turns)
-        idle = sum(isinstance(worker.slot, Idle) for worker in serving) + self.stopping
+        idle = len(self.workers.idle) + self.stopping
         if queued < idle:
             return self._judge_deadline(submit, 0.0, now)
         if queued >= idle + self.queue_limit:
-            return self._all_busy(f"{len(serving) - idle} of {len(serving)} busy, {queued} queued", now)
+            return self._all_busy(f"{serving - idle} of {serving} busy, {queued} queued", now)
         # Whoever is queued, the new job may be the next: its key may be the one whose turn it is.
-        shortest_wait_s = min(self._shortest_waits(now), default=0.0)
-        return self._judge_share(submit, now) or self._judge_deadline(submit, shortest_wait_s, now)
+        return self._judge_share(submit, now) or self._judge_deadline(submit, self._shortest_wait_s(now), now)
 
     def _judge_share(self, submit: Submit, now: float) -> Refusal | None:
         """One key is not to fill the queue, and so keep all others out."""
@@ -108,10 +108,13 @@ class Admission:
 
     def _first_free_s(self, now: float) -> float:
         """Until the first worker can be expected to be free."""
-        running = [job for job in self.jobs if isinstance(job.state, Dispatched)]
-        return self._clamped(min(self._waits(running, now), default=self.timing.heartbeat_interval_s))
+        return self._clamped(self.next_free.wait_s(now, lambda: self._shortest_expected_s(now)))
 
-    def _waits(self, jobs: list[Job], now: float) -> Iterator[float]:
+    def _shortest_expected_s(self, now: float) -> float:
+        running = self.jobs.dispatched.values()
+        return min(self._waits(running, now), default=self.timing.heartbeat_interval_s)
+
+    def _waits(self, jobs: Iterable[Job], now: float) -> Iterator[float]:
         """Seconds until each of the jobs can be expected to end."""
         for job in jobs:
             left_s = self.run_times.expected_s(job.parameters, now)
@@ -133,11 +136,16 @@ class Admission:
         done_s = worker.heard_at - state.since
         return done_s * (running.steps - running.step) / running.step - (now - worker.heard_at)
 
-    def _shortest_waits(self, now: float) -> Iterator[float]:
-        for job in self.jobs:
+    def _shortest_wait_s(self, now: float) -> float:
+        """A lower bound of it."""
+        shortest_s = math.inf
+        for job in self.jobs.dispatched.values():
             if isinstance(job.state, Dispatched):
-                bound_s = self.run_times.lower_bound_s(job.parameters, now)
-                yield max(0.0, bound_s - (now - job.state.since))
+                bound_s = self.run_times.lower_bound_s(job.parameters, now) - (now - job.state.since)
+                shortest_s = min(shortest_s, bound_s)
+            if shortest_s <= 0:
+                return 0.0  # Nearly always the earliest of them, which come first.
+        return shortest_s if self.jobs.dispatched else 0.0
 
     @staticmethod
     def _clamped(wait_s: float) -> float:

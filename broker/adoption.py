@@ -16,7 +16,7 @@ class Adoption:
 
     def reported(self, worker: Worker, now: float) -> None:
         """Give the jobs that wait what this worker has for them."""
-        for job in self._state.jobs.waiting():
+        for job in self._state.jobs.waiting_for(worker.names):
             self._look(job, worker, now)
 
     def look_everywhere(self, job: Job, known: bytes | None, now: float) -> None:
@@ -24,7 +24,8 @@ class Adoption:
 
         Of several the one is taken that the frontend has heard of, `known`.
         """
-        for worker in sorted(self._state.workers, key=lambda worker: not worker.has(known)):
+        found = self._state.workers.having(job.claim)
+        for worker in sorted(found, key=lambda worker: not worker.has(known)):
             if job.is_waiting and worker.unreachable_since is None:
                 self._look(job, worker, now)
         if isinstance(job.state, Dispatched):
@@ -42,7 +43,7 @@ class Adoption:
                 self._adopt(job, worker, outcome.execution_id, outcome.claim, now)
                 return
             if outcome.claim.job_id == job.job_id:
-                job.count(outcome.claim)
+                self._state.jobs.count(job, outcome.claim)
 
     def _may_take(self, job: Job, worker: Worker, running: RunningExecution) -> bool:
         if running.stopping or not is_same_call(job.claim, running.claim):
@@ -52,7 +53,7 @@ class Adoption:
 
     def _adopt(self, job: Job, worker: Worker, execution_id: bytes, claim: JobClaim, now: float) -> None:
         if claim.job_id == job.job_id:
-            job.count(claim)
+            self._state.jobs.count(job, claim)
         job.attempts = max(job.attempts, 1)  # For a repeat, what came before belongs to another job.
         if claim.detach and is_same_key(claim, job.claim):  # by a call that has left
             job.claim = dataclasses.replace(job.claim, detach=True)

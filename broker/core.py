@@ -70,10 +70,11 @@ class Broker:
                 pass  # A round is made below when it is due: a busy broker looks after its peers as well.
             case _:
                 assert_never(event)
-        if self._next_round_at is not None and now >= self._next_round_at:
+        is_round = self._next_round_at is not None and now >= self._next_round_at
+        if is_round:
             self._make_round(now)
         self._job_life.dispatch(now)
-        self._tell_readiness()
+        self._tell_readiness(is_round=is_round)
         self._arm(now)
         actions, self.state.outbox = self.state.outbox, []
         return actions
@@ -121,9 +122,13 @@ class Broker:
             if state.is_rebuilding:
                 self._next_round_at = min(self._next_round_at, state.rebuilt_at)
 
-    def _tell_readiness(self) -> None:
+    def _tell_readiness(self, *, is_round: bool) -> None:
+        """That there is a worker, or none any more, at once; how many there are, with the next round.
+
+        When a thousand workers come at once, each frontend need not hear of each.
+        """
         ready = self.state.ready_workers()
-        if ready != self._told_ready:
+        if bool(ready) != bool(self._told_ready) or (is_round and ready != self._told_ready):
             self._told_ready = ready
             self._tell_frontends()
 

@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import linear_regression, mean
 from typing import Final
@@ -30,26 +31,50 @@ class Observation:
     run_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Through what was observed."""
+
+    slope: float
+    """Seconds for each work unit."""
+    intercept_s: float
+    shortest_s: float
+    """Of all observed."""
+
+    def at(self, units: int) -> float:
+        return max(self.shortest_s, self.intercept_s + self.slope * units)
+
+
 @dataclass(slots=True)
 class RunTimes:
     """Work units and seconds of the latest executions on all workers, as these measured them."""
 
     _observed: deque[Observation] = field(default_factory=lambda: deque(maxlen=OBSERVATIONS))
+    _line: Line | None = None
+    """What was concluded, until there is something new; likewise below."""
+    _bounds: dict[int, float] = field(default_factory=dict)
+    """By work units."""
 
     def observe(self, parameters: ImageParameters, run_s: float, now: float) -> None:
         self._observed.append(Observation(now, work_units(parameters), run_s))
+        self._conclude_anew()
 
     def expected_s(self, parameters: ImageParameters, now: float) -> float | None:
         """A straight line through what was observed; None before anything was."""
-        observed = self._recent(now)
-        if not observed:
+        self._forget_old(now)
+        if not self._observed:
             return None
-        units = [each.units for each in observed]
-        seconds = [each.run_s for each in observed]
+        if self._line is None:
+            self._line = self._fitted()
+        return self._line.at(work_units(parameters))
+
+    def _fitted(self) -> Line:
+        units = [each.units for each in self._observed]
+        seconds = [each.run_s for each in self._observed]
         if len(set(units)) == 1:
-            return mean(seconds)
-        slope, intercept = linear_regression(units, seconds)
-        return max(min(seconds), intercept + slope * work_units(parameters))
+            return Line(0.0, mean(seconds), min(seconds))
+        slope, intercept_s = linear_regression(units, seconds)
+        return Line(slope, intercept_s, min(seconds))
 
     def lower_bound_s(self, parameters: ImageParameters, now: float) -> float:
         """The shortest time of any execution as large as the largest one that is not larger than this.
@@ -57,13 +82,42 @@ class RunTimes:
         More work never takes less time on the fastest worker, so this holds without any model of the cost.
         0 where too little was observed.
         """
-        observed = self._recent(now)
-        wanted = work_units(parameters)
-        floor = max((each.units for each in observed if each.units <= wanted), default=None)
+        self._forget_old(now)
+        units = work_units(parameters)
+        if units not in self._bounds:
+            self._bounds[units] = self._bound_s(units)
+        return self._bounds[units]
+
+    def _bound_s(self, units: int) -> float:
+        floor = max((each.units for each in self._observed if each.units <= units), default=None)
         if floor is None:
             return 0.0
-        as_large = [each.run_s for each in observed if each.units >= floor]
+        as_large = [each.run_s for each in self._observed if each.units >= floor]
         return min(as_large) if len(as_large) >= ENOUGH else 0.0
 
-    def _recent(self, now: float) -> list[Observation]:
-        return [each for each in self._observed if now - each.at < MAX_AGE_S]
+    def _forget_old(self, now: float) -> None:
+        while self._observed and now - self._observed[0].at >= MAX_AGE_S:
+            self._observed.popleft()
+            self._conclude_anew()
+
+    def _conclude_anew(self) -> None:
+        self._line = None
+        self._bounds.clear()
+
+
+@dataclass(slots=True)
+class NextFree:
+    """When the first busy worker can be expected to be free.
+
+    All busy workers have to be looked at for that: once in a while, not for each call that is refused.
+    """
+
+    good_for_s: float
+    _free_at: float = 0.0
+    _looked_at: float = -math.inf
+
+    def wait_s(self, now: float, look: Callable[[], float]) -> float:
+        """Seconds until then. `look` tells the same at this moment."""
+        if now - self._looked_at >= self.good_for_s:
+            self._free_at, self._looked_at = now + look(), now
+        return self._free_at - now

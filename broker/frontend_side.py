@@ -69,6 +69,7 @@ class FrontendSide:
             elif waiter_id not in elsewhere:
                 self._job_life.leave(job, waiter_id)
         self._let_go(report)
+        self._miss(report, listed | elsewhere)
         self._submissions.reported(frontend, listed)
         statuses = [self._submissions.status(job_id) for job_id in report.jobs]
         self._state.send_statuses(frontend, *statuses)
@@ -79,6 +80,12 @@ class FrontendSide:
             job = self._state.jobs.of_waiter(waiter_id) or self._state.jobs.get(waiter_id)
             if job is not None and self._has_moved(job.waiters.get(waiter_id), job, report):
                 self._job_life.let_go(job, waiter_id)
+
+    def _miss(self, report: FrontendReport, named: set[bytes]) -> None:
+        """Its calls that ended while it was thought to be lost."""
+        for job, waiter_id, waiter in self._state.jobs.lost_with(report.incarnation):
+            if waiter.submit_seq <= report.seq and waiter_id not in named:
+                self._job_life.miss(job, waiter_id)
 
     @staticmethod
     def _has_moved(waiter: Waiter | None, job: Job, report: FrontendReport) -> bool:

@@ -23,6 +23,12 @@ class Frontend:
     unreachable_since: float | None = None
     """When a message to it could not be routed; None once it was heard again."""
 
+    def pardon(self, absence_s: float, now: float) -> None:
+        """The broker stood still for so long, and could hear nobody."""
+        self.heard_at = min(self.heard_at + absence_s, now)
+        if self.unreachable_since is not None:
+            self.unreachable_since = min(self.unreachable_since + absence_s, now)
+
 
 @dataclass(slots=True)
 class FrontendTable:

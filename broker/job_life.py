@@ -5,7 +5,6 @@ from typing import Final
 
 from broker.adoption import Adoption
 from broker.jobs import (
-    MAX_ATTEMPTS,
     MAX_CRASHES,
     Delivering,
     Dispatched,
@@ -16,7 +15,7 @@ from broker.jobs import (
     Waiter,
 )
 from broker.state import BrokerState
-from broker.workers import Idle, Offered, Worker
+from broker.workers import Offered, Worker
 from proto.failures import FailureCode
 from proto.messages import JobFailed, Outcome, Submit
 
@@ -81,7 +80,7 @@ class JobLife:
     def join(self, job: Job, submit: Submit, now: float) -> None:
         """Another call, or the same one again, waits for this job."""
         claim = submit.claim
-        job.count(claim)
+        self._state.jobs.count(job, claim)
         if claim.detach and not job.claim.detach and claim.idempotency_hash == job.claim.idempotency_hash:
             job.claim = dataclasses.replace(job.claim, detach=True)
         is_known = claim.job_id in job.waiters
@@ -114,41 +113,29 @@ class JobLife:
         if self._state.is_rebuilding:
             return
         self._fail_exhausted(now)
-        waiting = self._state.jobs.waiting()
-        if not waiting:
-            return
-        idle = [
-            (worker.slot.since, worker)
-            for worker in self._state.workers
-            if isinstance(worker.slot, Idle) and worker.is_serving(now, self._state.timing.probe_after_s)
-        ]
-        for job in waiting:
-            if not idle:
-                return
+        idle = self._state.workers.idle
+        while idle and (job := self._state.jobs.next_waiting()) is not None:
             self.adoption.look_everywhere(job, None, now)
-            if not job.is_waiting:
-                continue  # Another broker has begun what it waits for, since it was looked at last.
-            choice = min(idle, key=lambda entry: (entry[1].worker_id == job.last_worker_id, entry[0]))
-            idle.remove(choice)
-            self._start(job, choice[1], now)
+            if job.is_waiting:  # Another broker may have begun it, since it was looked at last.
+                self._start(job, idle.longest(rather_not=job.last_worker_id), now)
 
     def _fail_exhausted(self, now: float) -> None:
-        for job in self._state.jobs.waiting():
+        for job in list(self._state.jobs.exhausted.values()):
             failure = job.last_failure or _LATER
             if job.crashes >= MAX_CRASHES:
                 detail = f"{job.crashes} engine processes died on it, the last one: {failure.detail}"
                 failure = JobFailed(code=FailureCode.POISON_JOB, detail=detail[:500])
-                self.fail(job, self._own_outcome(job, failure), now)
-            elif job.attempts >= MAX_ATTEMPTS:
-                self.fail(job, self._own_outcome(job, failure), now)
+            self.fail(job, self._own_outcome(job, failure), now)
 
     def _start(self, job: Job, worker: Worker, now: float) -> None:
         execution_id = self._state.new_execution_id()
         self._state.own(job, execution_id)
+        if isinstance(job.state, Queued):
+            self._state.counters.queue_wait_s.observe(now - job.state.since)
         job.attempts += 1
         job.last_worker_id = worker.worker_id
         self._state.jobs.change(job, Dispatched(worker.worker_id, execution_id, now))
-        worker.slot = Offered(job.job_id, execution_id, now)
+        self._state.workers.set_slot(worker, Offered(job.job_id, execution_id, now))
         self.send_start(worker, job, execution_id, now)
         self._state.tell_waiters(job)
         self._state.note(
@@ -234,6 +221,8 @@ class JobLife:
             self._state.counters.completed += 1
         if outcome.image is not None:
             self._state.run_times.observe(job.parameters, outcome.image.inference_time_s, now)
+            if outcome.image.steps_time_s is not None:
+                self._state.counters.step_s.observe(outcome.image.steps_time_s / job.parameters.steps)
 
     def _pass_on(self, job: Job, outcome: Outcome, now: float) -> None:
         """To everyone who waits and has not got it yet, under the name of its own call."""
@@ -304,25 +293,18 @@ class JobLife:
         """This call waits at another broker now. What was begun for it goes on, for that one to take over."""
         if waiter_id in job.waiters:
             self._state.jobs.detach(job, waiter_id)
+        job.has_moved = True
         if job.waiters:
             return
-        self._state.jobs.remove(job)
         self._state.note("job moved to another broker", job_id=job.job_id)
-        match job.state:
-            case (
-                Dispatched(worker_id=worker_id, execution_id=execution_id)
-                | Delivering(worker_id=worker_id, execution_id=execution_id)
-            ):
-                self._state.disown(execution_id, worker_id)
-            case _:
-                pass
+        self._forget(job)
 
     def _goes_on_detached(self, job: Job) -> bool:
         return job.is_active and job.claim.detach and job.claim.idempotency_hash is not None
 
     def orphan(self, job: Job, waiter_id: bytes, now: float) -> None:
         """Its frontend is lost. A client with an idempotency key may come back through another."""
-        self._state.jobs.detach(job, waiter_id)
+        self._state.jobs.lose(job, waiter_id)
         if job.waiters:
             return
         if job.is_active and job.claim.idempotency_hash is not None:
@@ -330,13 +312,28 @@ class JobLife:
         else:
             self.end(job)
 
+    def miss(self, job: Job, waiter_id: bytes) -> None:
+        """The frontend that was thought to be lost is back, without this call: nobody will come for it."""
+        self._state.jobs.miss(job, waiter_id)
+        if not job.waiters and not job.lost and not self._goes_on_detached(job):
+            self.end(job)
+
     def end(self, job: Job) -> None:
         """Nobody waits for it any more: because it was delivered, or because it was given up."""
         if job.is_active and not job.is_counted:
             self._count_end_without_outcome(job)
+        self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        """Tell its worker that it is not wanted here any more."""
         self._state.jobs.remove(job)
         match job.state:
-            case Dispatched(worker_id=worker_id) | Delivering(worker_id=worker_id):
+            case (
+                Dispatched(worker_id=worker_id, execution_id=execution_id)
+                | Delivering(worker_id=worker_id, execution_id=execution_id)
+            ):
+                if job.has_moved:
+                    self._state.disown(execution_id, worker_id)
                 worker = self._state.workers.registered.get(worker_id)
                 if worker is not None:
                     self._state.send_worker_view(worker)
@@ -372,8 +369,5 @@ class JobLife:
 
     def _may_be_taken(self, now: float) -> bool:
         """Whether a worker is there that will be idle: it is busy, or loads its model."""
-        timing = self._state.timing
-        return any(
-            worker.is_serving(now, timing.probe_after_s) or worker.is_loading(now, timing.probe_after_s)
-            for worker in self._state.workers
-        )
+        workers, probe_after_s = self._state.workers, self._state.timing.probe_after_s
+        return bool(workers.serving) or any(worker.is_loading(now, probe_after_s) for worker in workers)

@@ -9,10 +9,11 @@ A job ends in any state when nobody waits for it any more, or with its deadline.
 whose frontend was lost a short time ago, goes on without waiters.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, assert_never
 
+from broker.groups import Groups
 from broker.turns import Turns
 from proto.messages import (
     Body,
@@ -109,14 +110,20 @@ class Job:
     waiters: dict[bytes, Waiter] = field(default_factory=dict)
     executions: list[bytes] = field(default_factory=list)
     """All that it has had, begun for it or adopted."""
+    lost: dict[bytes, Waiter] = field(default_factory=dict)
+    """Calls that were lost with their frontends since one was last submitted: they may wait on."""
     orphaned_at: float | None = None
     """When its last waiter was lost with its frontend; None while there is one."""
+    has_moved: bool = False
+    """A call of it waits at another broker now, which may want what was begun here."""
     is_counted: bool = False
     """Among the completed."""
     last_worker_id: str | None = None
     """Where the latest attempt was; the next one goes elsewhere if it can."""
     last_failure: JobFailed | None = None
     """Of the latest attempt that counted."""
+    number: int = 0
+    """Its place in the order of admission."""
 
     @property
     def job_id(self) -> bytes:
@@ -131,6 +138,11 @@ class Job:
     @property
     def is_waiting(self) -> bool:
         return isinstance(self.state, Queued | Returned)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """It has been tried often enough."""
+        return self.attempts >= MAX_ATTEMPTS or self.crashes >= MAX_CRASHES
 
     @property
     def current_execution(self) -> bytes | None:
@@ -201,6 +213,19 @@ def key_of(claim: JobClaim) -> Key | None:
     return None if claim.idempotency_hash is None else (claim.key_fingerprint, claim.idempotency_hash)
 
 
+Name = bytes | Key
+"""What an execution can be asked for by: a `job_id`, or an idempotency key."""
+
+
+def names_of(claim: JobClaim) -> tuple[Name, ...]:
+    key = key_of(claim)
+    return (claim.job_id,) if key is None else (claim.job_id, key)
+
+
+def _admission(job: Job) -> int:
+    return job.number
+
+
 @dataclass(slots=True)
 class JobTable:
     """By primary `job_id`, in the order of their admission; and the other ways to find one."""
@@ -210,10 +235,24 @@ class JobTable:
     """By the `job_id` of each call that waits."""
     by_execution: dict[bytes, Job] = field(default_factory=dict)
     """By the current execution."""
-    by_key: dict[Key, list[Job]] = field(default_factory=dict)
+    by_key: Groups[Key, bytes, Job] = field(default_factory=Groups)
     """Those with an idempotency key."""
+    by_frontend: Groups[bytes, bytes, Job] = field(default_factory=Groups)
+    """By the incarnation of a frontend, and there by the `job_id` of each of its calls."""
+    lost: Groups[bytes, bytes, Job] = field(default_factory=Groups)
+    """Likewise, by the calls that were lost with a frontend."""
+    by_worker: Groups[str, bytes, Job] = field(default_factory=Groups)
+    """Those that are dispatched, by their worker's `worker_id`."""
+    active: Groups[str, bytes, Job] = field(default_factory=Groups)
+    """Those that count for an API key, by its fingerprint."""
+    dispatched: dict[bytes, Job] = field(default_factory=dict)
+    """The earliest first."""
+    returned: dict[bytes, Job] = field(default_factory=dict)
+    exhausted: dict[bytes, Job] = field(default_factory=dict)
+    """Those that wait, and are not to be tried again."""
     turns: Turns = field(default_factory=Turns)
     """Those that are queued."""
+    _admitted: int = 0
 
     def __iter__(self) -> Iterator[Job]:
         return iter(self.jobs.values())
@@ -228,78 +267,148 @@ class JobTable:
         return self.by_waiter.get(waiter_id)
 
     def add(self, job: Job) -> None:
+        self._admitted += 1
+        job.number = self._admitted
         self.jobs[job.job_id] = job
-        self._queue(job)
+        self._file(job)
         if (key := key_of(job.claim)) is not None:
-            self.by_key.setdefault(key, []).append(job)
+            self.by_key.add(key, job.job_id, job)
+
+    def count(self, job: Job, told: JobClaim | Outcome) -> None:
+        """Take over the counters of somebody who may have seen more of the job."""
+        job.count(told)
+        if job.is_waiting and job.is_exhausted:
+            self.exhausted[job.job_id] = job
 
     def change(self, job: Job, state: State) -> None:
         """The only way to change a job's state."""
-        if job.current_execution is not None:
-            del self.by_execution[job.current_execution]
-        self._unqueue(job, has_begun=isinstance(state, Dispatched))
+        self._unfile(job, has_begun=isinstance(state, Dispatched))
         job.state = state
-        self._queue(job)
-        if job.current_execution is not None:
-            self.by_execution[job.current_execution] = job
+        self._file(job)
 
     def remove(self, job: Job) -> None:
         for waiter_id in list(job.waiters):
             self.detach(job, waiter_id)
-        if job.current_execution is not None:
-            del self.by_execution[job.current_execution]
-        self._unqueue(job, has_begun=False)
+        self._miss_all(job)
+        self._unfile(job, has_begun=False)
         if (key := key_of(job.claim)) is not None:
-            self.by_key[key].remove(job)
-            if not self.by_key[key]:
-                del self.by_key[key]
+            self.by_key.remove(key, job.job_id)
         del self.jobs[job.job_id]
 
-    def _queue(self, job: Job) -> None:
-        if isinstance(job.state, Queued):
-            self.turns.join(job.claim.key_fingerprint, job.job_id)
+    def _file(self, job: Job) -> None:
+        """Where its state can be found."""
+        job_id, key_fingerprint = job.job_id, job.claim.key_fingerprint
+        match job.state:
+            case Queued():
+                self.turns.join(key_fingerprint, job_id)
+            case Returned():
+                self.returned[job_id] = job
+            case Dispatched(worker_id=worker_id, execution_id=execution_id):
+                self.dispatched[job_id] = self.by_execution[execution_id] = job
+                self.by_worker.add(worker_id, job_id, job)
+            case Delivering(execution_id=execution_id):
+                self.by_execution[execution_id] = job
+            case Failed():
+                pass
+            case _:
+                assert_never(job.state)
+        if job.is_active:
+            self.active.add(key_fingerprint, job_id, job)
+        if job.is_waiting and job.is_exhausted:
+            self.exhausted[job_id] = job
 
-    def _unqueue(self, job: Job, *, has_begun: bool) -> None:
-        if isinstance(job.state, Queued):
-            self.turns.leave(job.claim.key_fingerprint, job.job_id, has_begun=has_begun)
+    def _unfile(self, job: Job, *, has_begun: bool) -> None:
+        """Undo it."""
+        job_id, key_fingerprint = job.job_id, job.claim.key_fingerprint
+        match job.state:
+            case Queued():
+                self.turns.leave(key_fingerprint, job_id, has_begun=has_begun)
+            case Returned():
+                del self.returned[job_id]
+            case Dispatched(worker_id=worker_id, execution_id=execution_id):
+                del self.dispatched[job_id], self.by_execution[execution_id]
+                self.by_worker.remove(worker_id, job_id)
+            case Delivering(execution_id=execution_id):
+                del self.by_execution[execution_id]
+            case Failed():
+                pass
+            case _:
+                assert_never(job.state)
+        if job.is_active:
+            self.active.remove(key_fingerprint, job_id)
+        self.exhausted.pop(job_id, None)
 
     def attach(self, job: Job, waiter_id: bytes, waiter: Waiter) -> None:
+        if (known := job.waiters.get(waiter_id)) is not None:
+            self.by_frontend.remove(known.frontend, waiter_id)
         job.waiters[waiter_id] = waiter
         self.by_waiter[waiter_id] = job
+        self.by_frontend.add(waiter.frontend, waiter_id, job)
+        self._miss_all(job)
         job.orphaned_at = None
 
-    def detach(self, job: Job, waiter_id: bytes) -> None:
-        del job.waiters[waiter_id]
+    def detach(self, job: Job, waiter_id: bytes) -> Waiter:
+        waiter = job.waiters.pop(waiter_id)
+        self.by_frontend.remove(waiter.frontend, waiter_id)
         del self.by_waiter[waiter_id]
+        return waiter
+
+    def lose(self, job: Job, waiter_id: bytes) -> None:
+        """Its frontend is lost."""
+        job.lost[waiter_id] = waiter = self.detach(job, waiter_id)
+        self.lost.add(waiter.frontend, waiter_id, job)
+
+    def miss(self, job: Job, waiter_id: bytes) -> None:
+        """It was lost, and will not come back."""
+        self.lost.remove(job.lost.pop(waiter_id).frontend, waiter_id)
+
+    def _miss_all(self, job: Job) -> None:
+        for waiter_id in list(job.lost):
+            self.miss(job, waiter_id)
 
     def waited_for_by(self, frontend: bytes) -> list[tuple[Job, bytes, Waiter]]:
         """The jobs that a frontend waits for; one that has several of its calls comes several times."""
-        return [
-            (job, waiter_id, waiter)
-            for waiter_id, job in self.by_waiter.items()
-            if (waiter := job.waiters[waiter_id]).frontend == frontend
-        ]
+        calls = self.by_frontend.of(frontend)
+        return [(job, waiter_id, job.waiters[waiter_id]) for waiter_id, job in calls.items()]
+
+    def lost_with(self, frontend: bytes) -> list[tuple[Job, bytes, Waiter]]:
+        """The same for those that were lost with it."""
+        return [(job, waiter_id, job.lost[waiter_id]) for waiter_id, job in self.lost.of(frontend).items()]
 
     def with_key_of(self, claim: JobClaim) -> Job | None:
-        """The job that a repeat with this idempotency key joins. One that failed is joined by nobody."""
+        """The job that a repeat with this idempotency key joins. One that failed is joined by nobody.
+
+        Of several, which brokers that did not know of each other had accepted, one for the same image.
+        """
         key = key_of(claim)
         if key is None:
             return None
-        return next((job for job in self.by_key.get(key, ()) if not isinstance(job.state, Failed)), None)
+        jobs = [job for job in self.by_key.of(key).values() if not isinstance(job.state, Failed)]
+        return min(jobs, key=lambda job: not is_same_image(job.claim, claim), default=None)
 
     def active_of(self, key_fingerprint: str) -> list[Job]:
-        return [job for job in self if job.is_active and job.claim.key_fingerprint == key_fingerprint]
+        return list(self.active.of(key_fingerprint).values())
 
     def on_worker(self, worker_id: str) -> list[Job]:
         """Those whose current attempt is there."""
-        return [job for job in self if isinstance(job.state, Dispatched) and job.state.worker_id == worker_id]
+        return list(self.by_worker.of(worker_id).values())
 
-    def returned(self) -> list[Job]:
-        return [job for job in self if isinstance(job.state, Returned)]
+    def next_waiting(self) -> Job | None:
+        """The one that goes to a worker next: a returned one, otherwise by the keys' turns."""
+        if self.returned:
+            return min(self.returned.values(), key=_admission)
+        job_id = self.turns.first()
+        return None if job_id is None else self.jobs[job_id]
 
-    def waiting(self) -> list[Job]:
-        """In the order in which they go to workers: the returned ones first, then the keys take turns."""
-        return self.returned() + [self.jobs[job_id] for job_id in self.turns]
+    def waiting_for(self, names: Iterable[Name]) -> list[Job]:
+        """Those that wait, and have one of these names; who was admitted first goes first."""
+        named: dict[bytes, Job] = {}
+        for name in names:
+            if isinstance(name, tuple):
+                named.update(self.by_key.of(name))
+            elif (job := self.jobs.get(name)) is not None:
+                named[name] = job
+        return sorted((job for job in named.values() if job.is_waiting), key=_admission)
 
     def wanting(self, execution_id: bytes) -> Job | None:
         """The job whose current execution this is."""

@@ -1,5 +1,6 @@
 """The broker's settings: `FLUX_BROKER_…` in the environment, and the command line."""
 
+import dataclasses
 import platform
 from pathlib import Path
 from typing import Self
@@ -9,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 
 from proto.endpoints import ListenEndpoint
 from proto.network_settings import NetworkSettings, require_together
+from proto.timing import Timing
 
 
 class BrokerSettings(NetworkSettings):
@@ -34,6 +36,16 @@ class BrokerSettings(NetworkSettings):
     queue_limit: int = Field(
         0, ge=0, le=10_000, description="new jobs that may wait for an idle worker; 0: refuse at once"
     )
+    is_first: bool = Field(
+        False,
+        description="no broker of this service has run before, so that no peer can have anything to report: "
+        "it serves at once",
+    )
+
+    @property
+    def timing(self) -> Timing:
+        timing = super().timing
+        return dataclasses.replace(timing, rebuild_s=0.0) if self.is_first else timing
 
     @model_validator(mode="after")
     def _check_key_files(self) -> Self:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from broker.actions import Action, SendToFrontend, SendToWorker
-from broker.estimates import RunTimes
+from broker.estimates import NextFree, RunTimes
 from broker.frontends import Frontend, FrontendTable
 from broker.jobs import Job, JobTable, is_same_image
 from broker.snapshot import Counters
@@ -32,10 +32,11 @@ class BrokerState:
     queue_limit: int
     """New jobs that may wait for a worker to become idle."""
 
-    workers: WorkerTable = field(default_factory=WorkerTable)
+    workers: WorkerTable = field(init=False)
     jobs: JobTable = field(default_factory=JobTable)
     frontends: FrontendTable = field(default_factory=FrontendTable)
     run_times: RunTimes = field(default_factory=RunTimes)
+    next_free: NextFree = field(init=False)
     counters: Counters = field(default_factory=Counters)
     pending: dict[bytes, PendingSubmit] = field(default_factory=dict)
     """By `job_id`: new jobs that came in the rebuild window, in the order of their arrival."""
@@ -49,6 +50,8 @@ class BrokerState:
     outbox: list[Action] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.next_free = NextFree(good_for_s=self.timing.probe_interval_s)
+        self.workers = WorkerTable(probe_after_s=self.timing.probe_after_s)
         self.views = ViewMaker(
             broker_id=self.broker_id,
             epoch=self.epoch,
@@ -61,15 +64,13 @@ class BrokerState:
         self.now = now
         if self.started_at is None:
             self.started_at = now
+        self.workers.advance(now)
 
     def pardon(self, absence_s: float) -> None:
         """Time in which the broker could hear nobody counts for nobody."""
-        for peer in (*self.workers, *self.frontends):
-            peer.heard_at = min(peer.heard_at + absence_s, self.now)
-            if peer.unreachable_since is not None:
-                peer.unreachable_since = min(peer.unreachable_since + absence_s, self.now)
-        for worker in self.workers:
-            worker.pardon(absence_s, self.now)
+        self.workers.pardon(absence_s, self.now)
+        for frontend in self.frontends:
+            frontend.pardon(absence_s, self.now)
         for job in self.jobs:
             job.pardon(absence_s, self.now)
         if self.started_at is not None and self.is_rebuilding_at(self.now - absence_s):
@@ -98,7 +99,7 @@ class BrokerState:
 
     def ready_workers(self) -> int:
         """Those with a loaded model, idle or busy, that can be heard."""
-        return sum(worker.is_serving(self.now, self.timing.probe_after_s) for worker in self.workers)
+        return len(self.workers.serving)
 
     def send_worker(self, route: bytes, message: ToWorker) -> None:
         self.outbox.append(SendToWorker(route=route, message=message))
@@ -131,7 +132,6 @@ class BrokerState:
         worker = self.workers.registered.get(worker_id)
         if worker is not None:
             worker.unwanted_since[execution_id] = self.now
-            self.send_worker_view(worker)
 
     def runs_unowned(self, worker: Worker) -> bool:
         """Whether it runs something that no known job wants, and that goes on all the same."""
@@ -154,12 +154,10 @@ class BrokerState:
             for execution_id, theirs in executions
         )
 
-    def is_stopping(self, worker: Worker) -> bool:
-        """Whether it is busy with nothing but what it was told to stop."""
-        running = worker.running
-        is_wanted = running is None or self.jobs.wanting(running.execution_id) is not None
-        serves = worker.is_serving(self.now, self.timing.probe_after_s)
-        return serves and not is_wanted and not self.runs_unowned(worker)
+    def strays(self) -> list[Worker]:
+        """Those that run what no known job wants: they were told to stop, or it goes on all the same."""
+        running = self.workers.running
+        return [running[execution_id] for execution_id in running.keys() - self.jobs.by_execution.keys()]
 
     def may_be_joined(self, worker: Worker, running: RunningExecution) -> bool:
         """Whether a repeat may take over what it has not begun itself: an execution that goes on anyway."""

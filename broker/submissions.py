@@ -138,14 +138,14 @@ class Submissions:
 
     def _has_begun(self, claim: JobClaim) -> bool:
         """Whether it was admitted before, or a call that it repeats: it joins that execution."""
-        if any(self._state.has_execution_of(worker, claim) for worker in self._state.workers):
+        if any(self._state.has_execution_of(worker, claim) for worker in self._state.workers.having(claim)):
             return True  # By an earlier broker, and its frontend had not heard of it yet.
         if any(worker.unreachable_since is None for worker, _ in self._state.images_of(claim)):
             return True  # A PNG is being made of what another call has left.
         return any(True for _ in self._unowned_with_key_of(claim))
 
     def _unowned_with_key_of(self, claim: JobClaim) -> Iterator[RunningExecution]:
-        for worker in self._state.workers:
+        for worker in self._state.workers.having(claim):
             running = worker.running
             if (
                 running is not None
@@ -166,19 +166,22 @@ class Submissions:
 
     def _admission(self) -> Admission:
         state = self._state
+        unowned, stopping = [], 0
+        for worker in state.strays():
+            if state.runs_unowned(worker):
+                unowned.append(worker)
+            else:
+                stopping += worker.worker_id in state.workers.serving
         return Admission(
             workers=state.workers,
             jobs=state.jobs,
             run_times=state.run_times,
+            next_free=state.next_free,
             timing=state.timing,
             queue_limit=state.queue_limit,
             draining=state.draining,
-            stopping=sum(state.is_stopping(worker) for worker in state.workers),
-            unowned=Counter(
-                worker.running.claim.key_fingerprint
-                for worker in state.workers
-                if worker.running is not None and state.runs_unowned(worker)
-            ),
+            stopping=stopping,
+            unowned=Counter(worker.running.claim.key_fingerprint for worker in unowned if worker.running),
         )
 
     def _refuse(self, frontend: Frontend, submit: Submit, refusal: Refusal) -> None:

@@ -15,14 +15,19 @@ class Turns:
     """
 
     _jobs_of: dict[str, dict[bytes, None]] = field(default_factory=dict)
+    _length: int = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._jobs_of.values()))
+        return self._length
 
     def __iter__(self) -> Iterator[bytes]:
         """All `job_id`s in the order in which they are to begin: within a key, who came first goes first."""
         for one_round in zip_longest(*self._jobs_of.values()):
             yield from (job_id for job_id in one_round if job_id is not None)
+
+    def first(self) -> bytes | None:
+        """The `job_id` of the job that is to begin next."""
+        return next((job_id for jobs in self._jobs_of.values() for job_id in jobs), None)
 
     def count(self, key_fingerprint: str) -> int:
         """The key's queued jobs."""
@@ -30,10 +35,12 @@ class Turns:
 
     def join(self, key_fingerprint: str, job_id: bytes) -> None:
         self._jobs_of.setdefault(key_fingerprint, {})[job_id] = None
+        self._length += 1
 
     def leave(self, key_fingerprint: str, job_id: bytes, *, has_begun: bool) -> None:
         jobs = self._jobs_of[key_fingerprint]
         del jobs[job_id]
+        self._length -= 1
         if has_begun or not jobs:
             del self._jobs_of[key_fingerprint]
         if has_begun and jobs:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
-from broker.jobs import Dispatched, JobTable, key_of
+from broker.jobs import Dispatched, JobTable, is_same_image, key_of
 from broker.workers import Offered, Running, Worker, WorkerTable
 from proto.messages import HeldOutcome, JobClaim, RunningExecution
 from proto.timing import Timing
@@ -92,12 +92,11 @@ class WishMaker:
     def _doubts(self, worker: Worker, execution_id: bytes, moment: Moment) -> Doubts:
         """The broker that wanted it may be gone, and its call on the way here.
 
-        What this broker has begun, or found when it started, is as old as itself.
+        What this broker has begun or adopted is as old as itself.
         """
-        since = worker.unwanted_since.get(execution_id, moment.now)
-        was_found = since < moment.started_at + self.timing.rebuild_s
-        if was_found or not self.is_foreign(execution_id):
-            since = moment.started_at
+        since = moment.started_at
+        if self.is_foreign(execution_id):
+            since = worker.unwanted_since.get(execution_id, moment.now)
         known_for_s = moment.now - since
         return Doubts(
             is_new=known_for_s < self.timing.rebuild_s,
@@ -125,7 +124,7 @@ class WishMaker:
         is_fenced = (
             self._is_ended_here(running, doubts)
             or self.jobs.answered_by(running.claim) is not None
-            or bool(self.images_of(running.claim))
+            or any(is_same_image(image.claim, running.claim) for _, image in self.images_of(running.claim))
         )
         return _may_be_asked_for(running.claim, doubts) and not is_fenced
 
@@ -145,7 +144,9 @@ class WishMaker:
     def _wish_for(self, worker: Worker, outcome: HeldOutcome, moment: Moment) -> _Wish | None:
         job = self.jobs.wanting(outcome.execution_id)
         if job is not None:
-            return _Wish.RESEND if isinstance(job.state, Dispatched) else None
+            # Whose PNG is still being made comes by itself: asked for now, it would come twice.
+            is_missed = isinstance(job.state, Dispatched) and not outcome.is_unfinished
+            return _Wish.RESEND if is_missed else None
         if outcome.released or outcome.wanted_elsewhere:
             return None
         if self._doubts(worker, outcome.execution_id, moment).is_new:
@@ -170,7 +171,8 @@ class WishMaker:
         key = key_of(claim)
         if key is None:
             return []
-        found = [(worker, outcome) for worker in self.workers for outcome in worker.images.get(key, ())]
+        holders = self.workers.by_name.of(key).values()
+        found = [(worker, outcome) for worker in holders for outcome in worker.images.get(key, ())]
         return sorted(found, key=lambda entry: precedence(entry[1]))
 
 

@@ -51,9 +51,9 @@ class WorkerSide:
             worker = self._register(route, report, now)
         elif report.seq <= worker.seq:
             return
-        worker.take(report, route, now)
+        self._state.workers.take(worker, report, route, now)
         before = worker.slot
-        worker.slot = self._slot_after_report(worker, now)
+        self._state.workers.set_slot(worker, self._slot_after_report(worker, now))
         self._take_back_missing(worker, before, now)
         self._adoption.reported(worker, now)
         self._adoption.renew_claim(worker, now)
@@ -132,37 +132,34 @@ class WorkerSide:
                     reason=refuse.reason.value,
                 )
                 self._job_life.take_back(worker.slot.execution_id, now)
-                worker.slot = Unclear()
+                self._state.workers.set_slot(worker, Unclear())
                 return
 
     def _outcome_came(self, route: bytes, outcome: Outcome, now: float) -> None:
         worker = self._state.workers.of_incarnation(outcome.worker_id, outcome.incarnation)
         if worker is not None and outcome.seq > worker.seq:
-            worker.route, worker.seq = route, outcome.seq
-            worker.heard_at, worker.unreachable_since = now, None
+            self._state.workers.heard(worker, route, outcome.seq, now)
             slot = worker.slot
             if isinstance(slot, Offered | Running) and slot.execution_id == outcome.execution_id:
                 engine_gone = outcome.failure is not None and outcome.failure.code in ENGINE_REPLACED
-                worker.slot = Unclear() if engine_gone else Idle(now)
+                self._state.workers.set_slot(worker, Unclear() if engine_gone else Idle(now))
         if worker is not None:
-            worker.settle(outcome)
+            self._state.workers.settle(worker, outcome)
         job = self._state.jobs.wanting(outcome.execution_id)
         if job is None:
             self._count_what_is_not_wanted(outcome)
             self._state.note("outcome dropped", job_id=outcome.job_id, execution_id=outcome.execution_id)
             return
-        job.count(outcome)
+        self._state.jobs.count(job, outcome)
         if outcome.failure is None:
             if worker is not None:
-                size_bytes = len(outcome.body)
-                worker.learn(
-                    HeldOutcome(
-                        execution_id=outcome.execution_id,
-                        claim=job.claim,
-                        failure=None,
-                        size_bytes=size_bytes,
-                    )
+                held = HeldOutcome(
+                    execution_id=outcome.execution_id,
+                    claim=job.claim,
+                    failure=None,
+                    size_bytes=len(outcome.body),
                 )
+                self._state.workers.learn(worker, held)
             self._job_life.deliver(job, outcome, now)
         elif outcome.failure.code in RETRYABLE_FAILURES:
             self._state.note(
@@ -184,7 +181,7 @@ class WorkerSide:
             self._state.shed("fenced_images")
         job = self._state.jobs.get(outcome.job_id)
         if job is not None:
-            job.count(outcome)
+            self._state.jobs.count(job, outcome)
 
     @staticmethod
     def _without_cancel(outcome: Outcome) -> Outcome:
@@ -210,7 +207,7 @@ class WorkerSide:
     def unreachable(self, route: bytes, now: float) -> None:
         worker = self._state.workers.by_route(route)
         if worker is not None and worker.unreachable_since is None:
-            worker.unreachable_since = now
+            self._state.workers.cannot_be_reached(worker, now)
 
     def _lose_worker(self, worker: Worker, reason: str, now: float) -> None:
         self._give_up_worker(worker, reason, now)

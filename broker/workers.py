@@ -1,11 +1,14 @@
 """The workers as the broker knows them: what they last reported, and what was sent to them since."""
 
 import dataclasses
+from bisect import bisect_left, insort
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
-from broker.jobs import Key, key_of
+from broker.groups import Groups
+from broker.jobs import Key, Name, key_of, names_of
 from proto.messages import HeldOutcome, JobClaim, Outcome, RunningExecution, WorkerPhase, WorkerReport
 
 MAX_WORKERS: Final = 1000
@@ -68,6 +71,10 @@ class Worker:
     images: dict[Key, list[HeldOutcome]] = field(init=False)
     """The images among them that have an idempotency key, by that."""
     by_job: dict[bytes, list[HeldOutcome]] = field(init=False)
+    names: frozenset[Name] = frozenset()
+    """By which it was filed: of all that its report lists."""
+    number: int = 0
+    """Its place in the order of registration."""
     renewed_after: int = -1
     """The `seq` of the report after which its running claim was renewed."""
     unreachable_since: float | None = None
@@ -100,6 +107,9 @@ class Worker:
 
     def pardon(self, absence_s: float, now: float) -> None:
         """The broker stood still for so long, and could want nothing."""
+        self.heard_at = min(self.heard_at + absence_s, now)
+        if self.unreachable_since is not None:
+            self.unreachable_since = min(self.unreachable_since + absence_s, now)
         self.unwanted_since = {
             execution_id: min(since + absence_s, now) for execution_id, since in self.unwanted_since.items()
         }
@@ -122,14 +132,15 @@ class Worker:
             self.held[outcome.execution_id] = outcome
             self._index(outcome)
 
-    def settle(self, outcome: Outcome) -> None:
-        """What it listed while it made a PNG of it has become one, or a failure."""
+    def settle(self, outcome: Outcome) -> bool:
+        """What it listed while it made a PNG of it has become one, or a failure; False for all else."""
         listed = self.held.get(outcome.execution_id)
         if listed is None or not listed.is_unfinished:
-            return
+            return False
         failure = None if outcome.failure is None else outcome.failure.code
         ended = dataclasses.replace(listed, failure=failure, size_bytes=len(outcome.body))
         self._hold({**self.held, outcome.execution_id: ended}.values())
+        return True
 
     @property
     def worker_id(self) -> str:
@@ -150,14 +161,19 @@ class Worker:
         )
         return running if is_in_slot else None
 
-    def is_serving(self, now: float, probe_after_s: float) -> bool:
-        """Its model is loaded, it takes jobs, and it can be heard."""
+    @property
+    def takes_jobs(self) -> bool:
+        """Its model is loaded, and it can be reached, as far as is known."""
         return (
             self.report.phase is WorkerPhase.READY
             and not isinstance(self.slot, Unclear)
             and self.unreachable_since is None
-            and now - self.heard_at < probe_after_s
         )
+
+    def all_names(self) -> frozenset[Name]:
+        """By which what it runs and holds can be asked for."""
+        running = self.report.running
+        return frozenset((*self.by_job, *self.images, *(names_of(running.claim) if running else ())))
 
     def is_loading(self, now: float, probe_after_s: float) -> bool:
         """It can be heard, and is about to be ready: its engine was just started, or died a moment ago."""
@@ -203,13 +219,64 @@ class LostWorker:
 
 
 @dataclass(slots=True)
-class WorkerTable:
-    """By `worker_id`: the registered, and the lost. A worker is in one of the two."""
+class IdleWorkers:
+    """Those that serve and are idle, the longest idle first."""
 
+    _order: list[tuple[float, int, Worker]] = field(default_factory=list)
+    _places: dict[str, tuple[float, int, Worker]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[Worker]:
+        return (worker for _, _, worker in self._order)
+
+    def put(self, worker: Worker, since: float | None) -> None:
+        """It has been idle since then; None: it is not."""
+        known = self._places.get(worker.worker_id)
+        if known is not None:
+            if known[0] == since:
+                return
+            del self._order[bisect_left(self._order, known[:2], key=_place)]
+            del self._places[worker.worker_id]
+        if since is not None:
+            entry = self._places[worker.worker_id] = (since, worker.number, worker)
+            insort(self._order, entry, key=_place)
+
+    def longest(self, rather_not: str | None) -> Worker:
+        """Who is idle for the longest time, if possible another one than this."""
+        _, _, first = self._order[0]
+        is_unwelcome = first.worker_id == rather_not and len(self._order) > 1
+        return self._order[1][2] if is_unwelcome else first
+
+
+def _place(entry: tuple[float, int, Worker]) -> tuple[float, int]:
+    return entry[:2]
+
+
+@dataclass(slots=True)
+class WorkerTable:
+    """By `worker_id`: the registered, and the lost. A worker is in one of the two.
+
+    It alone changes what decides where a registered worker is found.
+    """
+
+    probe_after_s: float
+    """One that was not heard for so long does not serve."""
     registered: dict[str, Worker] = field(default_factory=dict)
     lost: dict[str, LostWorker] = field(default_factory=dict)
     fenced: dict[bytes, None] = field(default_factory=dict)
     """Incarnations that were superseded or have left, oldest first."""
+    serving: dict[str, Worker] = field(default_factory=dict)
+    """With a loaded model, idle or busy, that can be heard."""
+    idle: IdleWorkers = field(default_factory=IdleWorkers)
+    running: dict[bytes, Worker] = field(default_factory=dict)
+    """By the execution in the slot of those that have reported one."""
+    by_name: Groups[Name, str, Worker] = field(default_factory=Groups)
+    """By what they run and hold."""
+    _heard: OrderedDict[str, Worker] = field(default_factory=OrderedDict)
+    """Those that are not silent, the one that was heard last at the end."""
+    _registrations: int = 0
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self.registered.values())
@@ -227,18 +294,116 @@ class WorkerTable:
     def by_route(self, route: bytes) -> Worker | None:
         return next((worker for worker in self if worker.route == route), None)
 
+    def having(self, claim: JobClaim) -> list[Worker]:
+        """Those that run or hold something of this job or idempotency key, in the order of registration."""
+        found = {
+            worker_id: worker
+            for name in names_of(claim)
+            for worker_id, worker in self.by_name.of(name).items()
+        }
+        return sorted(found.values(), key=_registration)
+
+    # --- Changes -------------------------------------------------------------------------------
+
     def add(self, worker: Worker) -> None:
+        self._registrations += 1
+        worker.number = self._registrations
         self.lost.pop(worker.worker_id, None)
         self.registered[worker.worker_id] = worker
 
+    def take(self, worker: Worker, report: WorkerReport, route: bytes, now: float) -> None:
+        """Its latest word."""
+        worker.take(report, route, now)
+        self._name(worker, worker.all_names())
+        self._hear(worker)
+
+    def heard(self, worker: Worker, route: bytes, seq: int, now: float) -> None:
+        """It has said something else."""
+        worker.route, worker.seq = route, seq
+        worker.heard_at, worker.unreachable_since = now, None
+        self._hear(worker)
+
+    def set_slot(self, worker: Worker, slot: Slot) -> None:
+        self._vacate(worker)
+        worker.slot = slot
+        if isinstance(slot, Running):
+            self.running[slot.execution_id] = worker
+        self._file(worker)
+
+    def _vacate(self, worker: Worker) -> None:
+        slot = worker.slot
+        # Nothing keeps a worker from reporting another's execution as its own.
+        if isinstance(slot, Running) and self.running.get(slot.execution_id) is worker:
+            del self.running[slot.execution_id]
+
+    def settle(self, worker: Worker, outcome: Outcome) -> None:
+        """What it listed while it made a PNG of it has become one, or a failure."""
+        if worker.settle(outcome):
+            self._name(worker, worker.all_names())
+
+    def learn(self, worker: Worker, outcome: HeldOutcome) -> None:
+        """It holds this as well."""
+        worker.learn(outcome)
+        self._name(worker, worker.all_names())
+
+    def cannot_be_reached(self, worker: Worker, now: float) -> None:
+        worker.unreachable_since = now
+        self._file(worker)
+
+    def advance(self, now: float) -> None:
+        """Time has passed: who has been silent for too long does not serve any more."""
+        while self._heard:
+            worker = next(iter(self._heard.values()))
+            if now - worker.heard_at < self.probe_after_s:
+                return
+            del self._heard[worker.worker_id]
+            self._file(worker)
+
+    def pardon(self, absence_s: float, now: float) -> None:
+        """Nobody could be heard for so long."""
+        for worker in self:
+            worker.pardon(absence_s, now)
+        self._heard = OrderedDict(
+            (worker.worker_id, worker) for worker in sorted(self, key=lambda worker: worker.heard_at)
+        )
+        for worker in self:
+            self._file(worker)
+        self.advance(now)
+
+    def _hear(self, worker: Worker) -> None:
+        self._heard[worker.worker_id] = worker
+        self._heard.move_to_end(worker.worker_id)
+        self._file(worker)
+
+    def _file(self, worker: Worker) -> None:
+        """Whether it serves, and is idle."""
+        slot, serves = worker.slot, worker.takes_jobs and worker.worker_id in self._heard
+        if serves:
+            self.serving[worker.worker_id] = worker
+        else:
+            self.serving.pop(worker.worker_id, None)
+        self.idle.put(worker, slot.since if serves and isinstance(slot, Idle) else None)
+
+    def _name(self, worker: Worker, names: frozenset[Name]) -> None:
+        for name in worker.names - names:
+            self.by_name.remove(name, worker.worker_id)
+        for name in names - worker.names:
+            self.by_name.add(name, worker.worker_id, worker)
+        worker.names = names
+
     def lose(self, worker: Worker, now: float) -> None:
-        del self.registered[worker.worker_id]
+        self.remove(worker)
         self.lost[worker.worker_id] = LostWorker(worker.report, worker.heard_at, now)
         while len(self.lost) > MAX_LOST:
             del self.lost[next(iter(self.lost))]
 
     def remove(self, worker: Worker) -> None:
         del self.registered[worker.worker_id]
+        self.serving.pop(worker.worker_id, None)
+        self._heard.pop(worker.worker_id, None)
+        self.idle.put(worker, None)
+        self._name(worker, frozenset())
+        self._vacate(worker)
 
     def fence(self, incarnation: bytes) -> None:
         self.fenced[incarnation] = None
@@ -247,3 +412,7 @@ class WorkerTable:
 
     def forget_lost(self, before: float) -> None:
         self.lost = {key: lost for key, lost in self.lost.items() if lost.lost_at >= before}
+
+
+def _registration(worker: Worker) -> int:
+    return worker.number

@@ -91,7 +91,7 @@ class ComponentProcess:
 def _environment(component: Component) -> dict[str, str]:
     """The launcher's own, but for the secrets, which the plan gives to those who need them."""
     inherited = {name: value for name, value in os.environ.items() if name.upper() not in SECRETS}
-    return {**inherited, **component.environment, "PYTHONUNBUFFERED": "1"}
+    return {**inherited, **component.environment, **component.first_environment, "PYTHONUNBUFFERED": "1"}
 
 
 class OutputPipe:

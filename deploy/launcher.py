@@ -114,6 +114,7 @@ class Launcher:
             self._events.put_nowait(Exited(name=name, report=report))
             return
         self._processes[name] = process
+        self._components[name] = self._components[name].started()
         waiter = asyncio.create_task(self._wait_for_exit(name, process))
         self._waiters.add(waiter)
         waiter.add_done_callback(self._waiters.discard)

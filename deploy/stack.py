@@ -5,7 +5,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -32,11 +32,17 @@ class Component:
     name: str
     package: str
     environment: Mapping[str, str]
+    first_environment: Mapping[str, str] = field(default_factory=dict)
+    """What it gets beside that when it is started for the first time."""
 
     @property
     def command(self) -> tuple[str, ...]:
         # -P: what lies in the folder where we happen to run must not take our packages' place.
         return sys.executable, "-P", "-m", self.package
+
+    def started(self) -> "Component":
+        """As it is to be started the next time."""
+        return replace(self, first_environment={})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +83,8 @@ def build_stack(settings: LauncherSettings, inherited: FrontendEnvironment, fold
     broker = _component(
         "broker", "broker", settings, frontends_endpoint=for_frontends, workers_endpoint=for_workers
     )
+    # Its sockets are in a folder that is new: nobody can have been connected to another one there.
+    broker = replace(broker, first_environment={"FLUX_BROKER_IS_FIRST": "true"})
     workers = tuple(
         _component(
             f"worker-{number}",

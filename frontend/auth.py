@@ -3,6 +3,7 @@
 from __future__ import annotations  # gRPC's handlers are generic for type checkers only
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Final, TypeVar
@@ -50,8 +51,11 @@ class RefusalLog:
         self._clock = clock
         self._next_at = float("-inf")
         self._unlogged = 0
+        self.counts: Counter[KeyProblem] = Counter()
+        """All, logged or not."""
 
     def note(self, problem: KeyProblem, method: str, peer: str) -> None:
+        self.counts[problem] += 1
         now = self._clock()
         if now < self._next_at:
             self._unlogged += 1

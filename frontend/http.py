@@ -1,9 +1,9 @@
-"""The HTTP side: /metrics, /healthz and /readyz. Every answer is JSON, errors too."""
+"""The HTTP side: /metrics, /healthz and /readyz. Answers are JSON, errors too; /metrics has other forms."""
 
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final
 
@@ -11,24 +11,41 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
+from frontend import metrics_page
 from frontend.auth import HttpKeyCheck
 from frontend.cluster import Cluster
 from frontend.health import Health
-from frontend.probes import GrpcProbe, ThisHost
-from frontend.status import metrics_document, service_status
+from frontend.media_type import MediaType, wanted_type
+from frontend.metrics_page import MetricsPage
 
 ALLOWED_METHODS: Final = ("GET", "HEAD")
 PROTECTED: Final = frozenset({"/metrics"})
 """Where a key is asked for, if one is asked for at all: probes have none."""
 MAX_CONNECTIONS: Final = 256
-ANSWER_LIMIT_S: Final = 5.0
+SEND_LIMIT_S: Final = 30.0
+"""For a client to read /metrics; Prometheus gives up after 10 s by default."""
+MAX_SCRAPES: Final = 16
+PIECE_BYTES: Final = 64 * 1024
 IDLE_LIMIT_S: Final = 30.0
 CLOSE_LIMIT_S: Final = 1.0
 HEADER_MAX_BYTES: Final = 8190
 
 log = structlog.get_logger()
 
-Answer = Callable[[], Awaitable[web.Response]]
+Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class Scrapes:
+    """How many are being answered: each may hold a page of some megabytes until its client has read it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(self, *_exception: object) -> None:
+        self.count -= 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,19 +54,25 @@ class StatusPages:
 
     cluster: Cluster
     health: Health
-    grpc_probe: GrpcProbe
-    this_host: ThisHost
+    metrics_text: MetricsPage
+    scrapes: Scrapes = field(default_factory=Scrapes)
 
-    async def metrics(self) -> web.Response:
-        picture, grpc_alive = await asyncio.gather(self.cluster.service_picture(), self.grpc_probe.answers())
-        return web.json_response(
-            metrics_document(service_status(picture), self.this_host.load(), grpc_alive=grpc_alive)
-        )
+    async def metrics(self, request: web.BaseRequest) -> web.StreamResponse:
+        media_type = wanted_type(request.headers.getall("Accept", ()))
+        if self.scrapes.count >= MAX_SCRAPES:
+            return error_response(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"{MAX_SCRAPES} scrapes are being answered already",
+                {"Retry-After": "1"},
+            )
+        with self.scrapes:
+            body = await self.metrics_text.body(media_type)
+            return await _sent(request, media_type, body)
 
-    async def healthz(self) -> web.Response:
+    async def healthz(self, _request: web.BaseRequest) -> web.Response:
         return _verdict(self.health.why_not_serving())
 
-    async def readyz(self) -> web.Response:
+    async def readyz(self, _request: web.BaseRequest) -> web.Response:
         return _verdict(self.health.why_not_ready(self.cluster))
 
     def by_path(self) -> Mapping[str, Answer]:
@@ -94,10 +117,30 @@ class HttpServer:
         if problem is not None:
             return error_response(HTTPStatus.UNAUTHORIZED, problem, {"WWW-Authenticate": "Bearer"})
         try:
-            async with asyncio.timeout(ANSWER_LIMIT_S):
-                return await answer()
+            return await answer(request)
         except TimeoutError:
-            return error_response(HTTPStatus.GATEWAY_TIMEOUT, f"no answer within {ANSWER_LIMIT_S:g} s")
+            limit_s = metrics_page.ANSWER_LIMIT_S
+            return error_response(HTTPStatus.GATEWAY_TIMEOUT, f"no answer within {limit_s:g} s")
+
+
+async def _sent(request: web.BaseRequest, media_type: MediaType, body: bytes) -> web.StreamResponse:
+    """Piece by piece: what a slow client has not read yet is not copied into its connection's buffer.
+
+    A client that leaves in between is nobody's fault.
+    """
+    response = web.StreamResponse(headers={"Content-Type": media_type.content_type, "Vary": "Accept"})
+    response.content_length = len(body)
+    try:
+        async with asyncio.timeout(SEND_LIMIT_S):
+            await response.prepare(request)
+            if request.method != "HEAD":
+                for start in range(0, len(body), PIECE_BYTES):
+                    await response.write(body[start : start + PIECE_BYTES])
+            await response.write_eof()
+    except (TimeoutError, ConnectionError):
+        if request.transport is not None:
+            request.transport.abort()
+    return response
 
 
 def error_response(status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -7,6 +7,7 @@ brokers do.
 
 from collections import Counter
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final, assert_never
 
 from frontend.actions import (
@@ -21,6 +22,7 @@ from frontend.actions import (
     SnapshotArrived,
 )
 from frontend.brokers import Brokers, Standing
+from frontend.deadlines import Deadlines
 from frontend.desk_job import Accepted, DeskJob, Submitted
 from frontend.events import (
     DrainRequested,
@@ -78,6 +80,9 @@ class JobDesk:
     refusals: Counter[RefusalReason] = field(default_factory=Counter)
     """Its own, not the broker's."""
     contacts: Brokers = field(init=False)
+    _deadlines: Deadlines = field(default_factory=Deadlines)
+    _submitted: dict[bytes, DeskJob] = field(default_factory=dict)
+    """Those among the jobs that no broker has taken yet."""
     _over: bool = False
     _actions: list[Action] = field(default_factory=list)
 
@@ -116,9 +121,8 @@ class JobDesk:
         """When to send `TimerFired`, on the clock of `handle`; None once the desk has left."""
         if self._over:
             return None
-        instants = [self.contacts.next_deadline()]
-        instants += [job.deadline for job in self.jobs.values()]
-        with_submitted = {job.broker for job in self.jobs.values() if isinstance(job.state, Submitted)}
+        instants = [self.contacts.next_deadline(), self._deadlines.first()]
+        with_submitted = {job.broker for job in self._submitted.values()}
         instants += [self.contacts[broker].contact.unreachable_at for broker in with_submitted]
         return min(instants)
 
@@ -133,14 +137,13 @@ class JobDesk:
     def _do_what_is_due(self, now: float) -> None:
         if self._over:
             return
-        for job_id, job in list(self.jobs.items()):
-            if now >= job.deadline:
-                given_up = JobGivenUp(
-                    code=FailureCode.DEADLINE_EXCEEDED,
-                    detail="the deadline has passed",
-                    attempts=job.attempts,
-                )
-                self._end(job_id, given_up, now)
+        for job_id in self._deadlines.passed(now):
+            given_up = JobGivenUp(
+                code=FailureCode.DEADLINE_EXCEEDED,
+                detail="the deadline has passed",
+                attempts=self.jobs[job_id].attempts,
+            )
+            self._end(job_id, given_up, now)
         self._move_calls(now)
         self._refuse_unanswered(now)
         for broker in self.contacts:
@@ -174,8 +177,21 @@ class JobDesk:
             job_deadline=now + job_time_s,
             broker=broker,
         )
-        self.jobs[opened.job_id] = job
+        self._add(job)
         self._submit(job, now)
+
+    def _add(self, job: DeskJob) -> None:
+        job_id = job.opened.job_id
+        self.jobs[job_id] = self._submitted[job_id] = job
+        self._deadlines.add(job_id, job.deadline)
+
+    def _take_out(self, job_id: bytes) -> DeskJob | None:
+        """None if it has ended already."""
+        job = self.jobs.pop(job_id, None)
+        if job is not None:
+            self._submitted.pop(job_id, None)
+            self._deadlines.remove(job_id, job.deadline)
+        return job
 
     def _why_not(self, now: float) -> JobRefused | None:
         if self.draining:
@@ -197,15 +213,18 @@ class JobDesk:
         )
 
     def _refuse_unanswered(self, now: float) -> None:
-        for job_id, job in list(self.jobs.items()):
-            is_silent = self.contacts.standing(job.broker, now) is Standing.SILENT
-            if is_silent and isinstance(job.state, Submitted):
-                self.refusals[RefusalReason.BROKER_UNREACHABLE] += 1
-                self._end(job_id, self._unreachable(), now)
+        silent = {
+            broker for broker in self.contacts if self.contacts.standing(broker, now) is Standing.SILENT
+        }
+        if not silent:
+            return
+        for job_id in [job_id for job_id, job in self._submitted.items() if job.broker in silent]:
+            self.refusals[RefusalReason.BROKER_UNREACHABLE] += 1
+            self._end(job_id, self._unreachable(), now)
 
     def _give_up(self, job_id: bytes, now: float) -> None:
         """Nobody waits for it; its brokers learn it from their next reports."""
-        job = self.jobs.pop(job_id, None)
+        job = self._take_out(job_id)
         if job is not None:
             for broker in (job.broker, *job.left):
                 self.contacts[broker].unreported_keys.add(job.opened.key_fingerprint)
@@ -240,7 +259,7 @@ class JobDesk:
     def _end(self, job_id: bytes, end: JobEnd, now: float) -> None:
         match end:
             case JobRefused(reason=reason) if reason is not RefusalReason.BROKER_UNREACHABLE:
-                del self.jobs[job_id]  # The broker has no such job; others will miss it in their reports.
+                self._take_out(job_id)  # The broker has no such job; others will miss it in their reports.
             case ImageDelivered() | JobGivenUp() | JobRefused():
                 self._give_up(job_id, now)
             case _:
@@ -297,6 +316,7 @@ class JobDesk:
                 pass  # The broker has it and will judge it: until then it is what it was.
             case JobState.QUEUED | JobState.RUNNING | JobState.ENDED:
                 job.state = Accepted(status.execution_id or job.execution_id)
+                self._submitted.pop(status.job_id, None)
             case _:
                 assert_never(status.state)
 
@@ -377,7 +397,7 @@ class JobDesk:
                 retry_after_s=DRAIN_RETRY_S,
             )
             self._actions.append(EndJob(job_id=job_id, end=refused))
-            del self.jobs[job_id]
+            self._take_out(job_id)
         for broker in self.contacts:
             seq = self.contacts[broker].contact.next_seq()
             self._send(broker, Leave(incarnation=self.incarnation, seq=seq, reason="shutting down"))
@@ -393,3 +413,7 @@ class JobDesk:
             seq = self.contacts[job.broker].contact.seq
             assert 0 < job.submit_seq <= seq, "a job that was never submitted"
             assert job.broker not in job.left, "a job both at a broker and elsewhere"
+            assert isinstance(job.state, Submitted) == (job_id in self._submitted), "who waits for a broker"
+        assert self._submitted.keys() <= self.jobs.keys(), "a job that has ended waits for a broker"
+        deadlines = sorted((job.deadline, job_id) for job_id, job in self.jobs.items())
+        assert [job_id for _, job_id in deadlines] == self._deadlines.passed(inf), "other deadlines"

@@ -16,6 +16,7 @@ from grpc_status import rpc_status
 
 from frontend import errors
 from frontend.auth import caller
+from frontend.call_tally import CallTally
 from proto.logs import short_id
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -66,6 +67,7 @@ def unary_method(
     request_type: type[Q],
     answer: Callable[[Q, Context], Awaitable[bytes]],
     open_calls: OpenCalls,
+    tally: CallTally,
 ) -> grpc.RpcMethodHandler[bytes, bytes]:
     """A handler around `answer`, which returns the encoded response or raises `RpcFailed`.
 
@@ -73,7 +75,7 @@ def unary_method(
     """
 
     async def respond(request_bytes: bytes, context: Context) -> bytes:
-        with open_calls, _CallLog(name, context) as call_log:
+        with open_calls, _CallLog(name, context, tally) as call_log:
             try:
                 response = await answer(_decode(request_type, request_bytes), context)
             except errors.RpcFailed as failure:
@@ -116,11 +118,12 @@ def _decode(request_type: type[Q], request_bytes: bytes) -> Q:
 
 
 class _CallLog:
-    """Writes the line. A call that is cancelled from outside ends here too."""
+    """Writes the line, and counts. A call that is cancelled from outside ends here too."""
 
-    def __init__(self, method: str, context: Context) -> None:
+    def __init__(self, method: str, context: Context, tally: CallTally) -> None:
         self._method = method
         self._context = context
+        self._tally = tally
         self._started_at = time.monotonic()
         self.code = grpc.StatusCode.OK
         self.reason = ""
@@ -133,13 +136,15 @@ class _CallLog:
             remaining_s: float | None = self._context.time_remaining()
             timed_out = remaining_s is not None and remaining_s <= 0
             self.code = grpc.StatusCode.DEADLINE_EXCEEDED if timed_out else grpc.StatusCode.CANCELLED
+        duration_s = time.monotonic() - self._started_at
+        self._tally.call_ended(self._method, self.code.name, duration_s)
         fields = {"reason": self.reason} if self.reason else {}
         client = caller.get(None)
         log.info(
             "call ended",
             method=self._method,
             code=self.code.name,
-            duration_s=round(time.monotonic() - self._started_at, 4),
+            duration_s=round(duration_s, 4),
             key="-" if client is None else client.name,
             **fields,
         )

@@ -13,12 +13,15 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from frontend.auth import ApiKeyInterceptor, HttpKeyCheck, RefusalLog
+from frontend.call_tally import CallTally
 from frontend.cluster import Cluster
 from frontend.edge import Edge
 from frontend.health import Health
 from frontend.http import HttpServer, StatusPages
+from frontend.metrics_page import MetricsPage, Sources
 from frontend.ports import CannotListen, require_free_port
 from frontend.probes import GrpcProbe, ThisHost, authority, own_target, reachable
+from frontend.render_thread import RenderThread
 from frontend.rpc import OpenCalls
 from frontend.service import SERVICE_NAME, ImageGenService
 from frontend.settings import FrontendSettings
@@ -55,15 +58,30 @@ async def running_frontend(
     """
     frontend_health = Health()
     open_calls = OpenCalls()
+    tally = CallTally()
     cluster = connect(settings, frontend_health.readiness_changed)
     async with AsyncExitStack() as stack:
         refusals = RefusalLog()
+        render_thread = RenderThread()
+        stack.callback(render_thread.close)
+        service = ImageGenService(cluster, settings.request_limits, settings.max_job_s, tally, render_thread)
         interceptor = ApiKeyInterceptor(edge.keys, refusals)
-        server = _grpc_server(settings, interceptor, cluster, frontend_health, open_calls)
+        server = _grpc_server(settings, interceptor, service, frontend_health, open_calls)
         stack.push_async_callback(server.stop, None)  # also when the rest cannot start
         grpc_port = _listen_for_grpc(server, settings, edge)
         probe = await stack.enter_async_context(_grpc_probe(server, settings, edge, grpc_port, stack))
-        pages = StatusPages(cluster=cluster, health=frontend_health, grpc_probe=probe, this_host=ThisHost())
+        sources = Sources(
+            cluster=cluster,
+            health=frontend_health,
+            grpc_probe=probe,
+            this_host=ThisHost(),
+            open_calls=open_calls,
+            tally=tally,
+            refusals=refusals,
+        )
+        metrics = MetricsPage(sources, render_thread)
+        stack.callback(metrics.close)
+        pages = StatusPages(cluster=cluster, health=frontend_health, metrics_text=metrics)
         key_check = HttpKeyCheck(edge.keys, refusals) if settings.http_needs_key else None
         tls = edge.tls.https if edge.tls is not None and settings.http_tls else None
         http_server = HttpServer(pages, key_check, tls)
@@ -76,16 +94,16 @@ async def running_frontend(
         stack.push_async_callback(_end, publisher)
         await frontend_health.start()
         _log_start(settings, edge, grpc_port, http_port)
-        service = ServiceWatch(
+        watch = ServiceWatch(
             status=lambda: status_text(cluster, open_calls, draining=not frontend_health.serving),
             is_well=lambda: not cluster.is_late,
         )
-        stack.callback(service.close)
-        service.ready()
+        stack.callback(watch.close)
+        watch.ready()
         try:
             yield RunningFrontend(grpc_port=grpc_port, http_port=http_port)
         finally:
-            service.stopping()
+            watch.stopping()
             await _drain(settings, server, cluster, frontend_health, open_calls)
 
 
@@ -114,13 +132,12 @@ async def run_until_signal(settings: FrontendSettings, connect: ConnectCluster) 
 def _grpc_server(
     settings: FrontendSettings,
     interceptor: ApiKeyInterceptor,
-    cluster: Cluster,
+    service: ImageGenService,
     frontend_health: Health,
     open_calls: OpenCalls,
 ) -> grpc.aio.Server:
     """Without a port, and not yet started."""
     server = grpc.aio.server(interceptors=[interceptor], options=_server_options(settings))
-    service = ImageGenService(cluster, settings.request_limits, settings.max_job_s)
     server.add_generic_rpc_handlers([service.handlers(open_calls)])
     health_pb2_grpc.add_HealthServicer_to_server(frontend_health.servicer, server)
     reflection.enable_server_reflection([SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME], server)

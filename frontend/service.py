@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Iterable
+from functools import partial
 from typing import Final, assert_never
 
 import grpc
@@ -11,8 +12,10 @@ import image_gen_pb2
 from frontend import errors
 from frontend.actions import ImageDelivered, JobGivenUp, JobRefused
 from frontend.auth import caller
+from frontend.call_tally import DRAWING_METHOD, CallTally
 from frontend.cluster import Cluster
 from frontend.events import JobOpened
+from frontend.render_thread import RenderThread
 from frontend.repeats import Repeats, read_repeats
 from frontend.rpc import Context, OpenCalls, name_job, unary_method
 from frontend.status import metrics_response, service_status
@@ -31,20 +34,30 @@ _IMAGE_PNG_TAG: Final = bytes([image_gen_pb2.GenerateResponse.IMAGE_PNG_FIELD_NU
 class ImageGenService:
     """Answers the three methods; each returns its encoded response."""
 
-    def __init__(self, cluster: Cluster, limits: RequestLimits, max_job_s: float) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        limits: RequestLimits,
+        max_job_s: float,
+        tally: CallTally,
+        render_thread: RenderThread,
+    ) -> None:
         self._cluster = cluster
         self._limits = limits
         self._max_job_s = max_job_s
+        self._tally = tally
+        self._render_thread = render_thread
 
     def handlers(self, open_calls: OpenCalls) -> grpc.GenericRpcHandler:
         """What to register with the server.
 
         Not the generated registration: it has gRPC decode the request and encode the response.
         """
+        method = partial(unary_method, open_calls=open_calls, tally=self._tally)
         methods = {
-            "Ping": unary_method("Ping", image_gen_pb2.PingRequest, self.ping, open_calls),
-            "Generate": unary_method("Generate", image_gen_pb2.GenerateRequest, self.generate, open_calls),
-            "Metrics": unary_method("Metrics", image_gen_pb2.MetricsRequest, self.metrics, open_calls),
+            "Ping": method("Ping", image_gen_pb2.PingRequest, self.ping),
+            DRAWING_METHOD: method(DRAWING_METHOD, image_gen_pb2.GenerateRequest, self.generate),
+            "Metrics": method("Metrics", image_gen_pb2.MetricsRequest, self.metrics),
         }
         return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
 
@@ -71,6 +84,7 @@ class ImageGenService:
         end = await self._cluster.draw(opened)
         match end:
             case ImageDelivered():
+                self._tally.image_sent(memoryview(end.png).nbytes)
                 return encode_answer(end, job.parameters)
             case JobRefused():
                 raise errors.RpcFailed(errors.refused(end))
@@ -82,7 +96,9 @@ class ImageGenService:
 
     async def metrics(self, _request: image_gen_pb2.MetricsRequest, _context: Context) -> bytes:
         picture = await self._cluster.service_picture()
-        return metrics_response(service_status(picture)).SerializeToString()
+        return await self._render_thread.run(
+            lambda: metrics_response(service_status(picture)).SerializeToString()
+        )
 
     def _judge(
         self,

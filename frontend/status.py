@@ -125,9 +125,7 @@ def service_status(picture: ServicePicture) -> ServiceStatus:
         cancelled=sum(snapshot.cancelled for snapshot in told),
         rejected=_rejected(picture),
         shed=_shed(picture),
-        workers=_merged(
-            _worker_status(row, age_s) for snapshot, age_s in present for row in snapshot.workers
-        ),
+        workers=[_worker_status(row, report_age_s) for row, report_age_s in freshest_rows(picture)],
         broker_alive=picture.broker_alive,
         brokers=[_broker_status(broker) for broker in picture.brokers],
         age_s=_rounded(max(age_s for _, age_s in present)) if present else None,
@@ -145,13 +143,18 @@ def _present(picture: ServicePicture) -> list[tuple[Snapshot, float]]:
     return [(snapshot, age_s) for is_alive, snapshot, age_s in told if is_alive or not any_alive]
 
 
-def _merged(workers: Iterable[WorkerStatus]) -> list[WorkerStatus]:
-    """One row a worker, by the broker that heard it last; in the order in which they are first named."""
-    freshest: dict[str, WorkerStatus] = {}
-    for worker in workers:
-        known = freshest.get(worker.worker_id)
-        if known is None or worker.report_age_s < known.report_age_s:
-            freshest[worker.worker_id] = worker
+def freshest_rows(picture: ServicePicture) -> list[tuple[WorkerRow, float]]:
+    """One row a worker, by the broker that heard it last, with the age of its report in seconds.
+
+    In the order in which they are first named.
+    """
+    freshest: dict[str, tuple[WorkerRow, float]] = {}
+    for snapshot, picture_age_s in _present(picture):
+        for row in snapshot.workers:
+            report_age_s = row.report_age_ms / 1000 + picture_age_s
+            known = freshest.get(row.report.worker_id)
+            if known is None or report_age_s < known[1]:
+                freshest[row.report.worker_id] = (row, report_age_s)
     return list(freshest.values())
 
 
@@ -228,13 +231,12 @@ def _shed(picture: ServicePicture) -> dict[str, int]:
     return dict(sorted(counted.items()))
 
 
-def _worker_status(row: WorkerRow, picture_age_s: float) -> WorkerStatus:
+def _worker_status(row: WorkerRow, report_age_s: float) -> WorkerStatus:
     report = row.report
     # What a lost worker ran is another's by now, or ended.
     running = None if row.state == LOST_STATE else report.running
     model = report.model or ModelCard(engine="", name="", precision="", device="")
     readings = report.readings
-    report_age_s = row.report_age_ms / 1000 + picture_age_s
     return WorkerStatus(
         worker_id=report.worker_id,
         host=report.host,

@@ -3,12 +3,16 @@
 The slot is the truth, so the fence between brokers is here: none may end what another one wants.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from proto.contact import BrokerContact
 from proto.messages import WorkerView
 from proto.timing import Timing
+
+GATHER_S: Final = 0.01
+"""What a broker knows already is reported to it together with what else happens within this time."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,10 +55,16 @@ class Brokers:
         others = [self.of(other) for other in range(broker)]
         return epoch is not None and any(each.epoch == epoch and each.is_heard(now) for each in others)
 
-    def report_soon(self, now: float) -> None:
-        """To all of them: what this worker is, and what it does, has changed."""
-        for known in self._known:
-            known.contact.report_soon(now)
+    def report_soon(self, now: float, *, known_to: Collection[int] = ()) -> None:
+        """What this worker is, or what it does, has changed.
+
+        At once, but not to those that know it already: they sent the START, or were sent the outcome.
+        """
+        for broker, known in enumerate(self._known):
+            if broker in known_to:
+                known.contact.report_within(now, GATHER_S)
+            else:
+                known.contact.report_soon(now)
 
     def viewed(self, broker: int, view: WorkerView, now: float) -> bool:
         """Take what it wants from its view; True if it is the first one on this connection."""

@@ -22,6 +22,7 @@ class Encoding:
     """That drew it."""
     overdue_at: float
     """Whoever makes the PNG hangs if it is not there by then."""
+    steps_time_s: float | None = None
 
 
 @dataclass(slots=True)

@@ -19,7 +19,15 @@ from typing import Final, assert_never
 
 import structlog
 
-from gpu_worker.engine_pipe import CancelCommand, Command, EngineMessage, EngineOptions, LastWords, RunCommand
+from gpu_worker.engine_pipe import (
+    CancelCommand,
+    Command,
+    EngineMessage,
+    EngineOptions,
+    LastWords,
+    RunCommand,
+    send_message,
+)
 from gpu_worker.engines.engine import (
     Drawing,
     Engine,
@@ -96,12 +104,29 @@ def _is_prepared(pipe: "Connection[EngineMessage, Command]") -> bool:
     return False
 
 
+class StepClock:
+    """How long the denoising steps of one job took."""
+
+    def __init__(self) -> None:
+        self.steps_time_s: float | None = None
+        """None until they are over."""
+        self._begun_at = 0.0
+
+    def progressed(self, phase: JobPhase, step: int, now: float) -> None:
+        """An engine that begins anew has taken the time of its last try."""
+        if phase is JobPhase.STEP and step == 0:
+            self._begun_at = now
+        elif phase is JobPhase.DECODE:
+            self.steps_time_s = now - self._begun_at
+
+
 class _Slot:
     """A job from its arrival to its end."""
 
     def __init__(self, job: EngineJob) -> None:
         self.job = job
         self.cancelled = threading.Event()
+        self.clock = StepClock()
 
 
 class EngineChild:
@@ -179,7 +204,7 @@ class EngineChild:
     def _send(self, message: EngineMessage) -> None:
         """From whichever thread: the pipe itself would mix up two messages."""
         with self._sending:
-            self._pipe.send(message)
+            send_message(self._pipe, message)
 
     def _listen(self) -> None:
         """In the second thread, until the worker is gone: then nobody wants what is being drawn."""
@@ -231,6 +256,7 @@ class EngineChild:
             child=self._child,
             execution_id=job.execution_id,
             inference_time_s=inference_time_s,
+            steps_time_s=slot.clock.steps_time_s,
             text_cached=drawing.text_cached,
         )
         return drawn, drawing
@@ -261,6 +287,7 @@ class EngineChild:
         def report(phase: JobPhase, step: int) -> None:
             if slot.cancelled.is_set():
                 raise JobCancelled
+            slot.clock.progressed(phase, step, time.perf_counter())
             self._send(
                 EngineProgress(child=self._child, execution_id=slot.job.execution_id, phase=phase, step=step)
             )

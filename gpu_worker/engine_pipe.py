@@ -1,9 +1,14 @@
 """What crosses the pipe between a worker and its engine process, beside the events themselves.
 
-The pipe joins two processes of one program, so Python's own serialization is right for it.
+The pipe joins two processes of one program, so Python's own serialization is right for it. A PNG follows its
+message as it is: pickled, it would be copied four times.
 """
 
+import dataclasses
+import os
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
 
 from gpu_worker.engines.engine import EngineJob
 from gpu_worker.events import (
@@ -70,3 +75,36 @@ Command = RunCommand | CancelCommand
 EngineMessage = (
     EngineLoading | EngineReady | EngineProgress | EngineDrawn | EngineFinished | EngineFailed | LastWords
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _PngFollows:
+    finished: EngineFinished
+    """Without it."""
+    size_bytes: int
+
+
+def send_message(pipe: "Connection[Any, Command]", message: EngineMessage) -> None:
+    """From one thread at a time. Raises `OSError`: the worker is gone."""
+    if not isinstance(message, EngineFinished):
+        pipe.send(message)
+        return
+    pipe.send(_PngFollows(dataclasses.replace(message, png=b""), len(message.png)))
+    rest = memoryview(message.png)
+    while rest:
+        rest = rest[os.write(pipe.fileno(), rest) :]
+
+
+def receive_message(pipe: "Connection[Command, Any]") -> EngineMessage:
+    """Raises `EOFError` or `OSError` at the end, and anything at all if the other side wrote nonsense."""
+    message: EngineMessage | _PngFollows = pipe.recv()
+    if not isinstance(message, _PngFollows):
+        return message
+    png = memoryview(bytearray(message.size_bytes))
+    received_bytes = 0
+    while received_bytes < message.size_bytes:
+        count = os.readv(pipe.fileno(), [png[received_bytes:]])
+        if count == 0:
+            raise EOFError
+        received_bytes += count
+    return dataclasses.replace(message.finished, png=png.toreadonly())

@@ -7,6 +7,7 @@ import asyncio
 import multiprocessing
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -16,10 +17,18 @@ import structlog
 
 from gpu_worker.engine_child import run_engine
 from gpu_worker.engine_forkserver import ensure_forkserver
-from gpu_worker.engine_pipe import CancelCommand, Command, EngineMessage, EngineOptions, LastWords, RunCommand
+from gpu_worker.engine_pipe import (
+    CancelCommand,
+    Command,
+    EngineMessage,
+    EngineOptions,
+    LastWords,
+    RunCommand,
+    receive_message,
+)
 from gpu_worker.engines.engine import EngineJob
 from gpu_worker.engines.error_text import first_line
-from gpu_worker.events import EngineEvent, EngineExited, EngineLoading
+from gpu_worker.events import EngineEvent, EngineExited, EngineLoading, EngineProgress
 from gpu_worker.model_store import EngineChoice
 from gpu_worker.process_handle import ProcessHandle
 
@@ -60,6 +69,7 @@ class EngineProcess:
         self._kill_requested = False
         self._pid: int | None = None
         self._pipe: Connection[Command, EngineMessage] | None = None
+        self._undelivered: deque[EngineEvent] = deque()
 
     @property
     def pid(self) -> int | None:
@@ -197,7 +207,7 @@ class EngineProcess:
         last_words = None
         while True:
             try:
-                message = pipe.recv()
+                message = receive_message(pipe)
             except (EOFError, OSError):
                 return last_words
             except Exception as error:  # noqa: BLE001 - a dying process can write anything
@@ -206,7 +216,26 @@ class EngineProcess:
             if isinstance(message, LastWords):
                 last_words = message
             else:
-                self._call(self._on_event, message)
+                self._deliver(message)
+
+    def _deliver(self, event: EngineEvent) -> None:
+        """Those that come together wake the event loop once."""
+        self._undelivered.append(event)
+        if len(self._undelivered) == 1:  # Asked after the fact: the loop may be taking out the last one.
+            self._call(self._hand_over)
+
+    def _hand_over(self) -> None:
+        try:
+            while self._undelivered:
+                event = self._undelivered.popleft()
+                if not (isinstance(event, EngineProgress) and self._is_next(EngineProgress)):
+                    self._on_event(event)
+        finally:
+            if self._undelivered:  # After an error, which the loop logs.
+                self._loop.call_soon(self._hand_over)
+
+    def _is_next(self, kind: type[EngineEvent]) -> bool:
+        return bool(self._undelivered) and isinstance(self._undelivered[0], kind)
 
     def _exit_reason(self, exit_code: int | None) -> str:
         if self._kill_requested and exit_code in {None, _FORKSERVER_GONE, -signal.SIGKILL}:

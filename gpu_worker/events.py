@@ -65,6 +65,8 @@ class EngineDrawn:
     child: int
     execution_id: bytes
     inference_time_s: float
+    steps_time_s: float | None = None
+    """Of that, what the denoising steps took; None of an engine that does not tell their phase."""
     text_cached: bool | None = None
     """Whether the prompt had been encoded before; None where nothing is kept of that."""
 

@@ -133,7 +133,7 @@ class Executions:
         )
         self.outbox.add(RunJob(child=self.engine.children, job=job))
         self.outbox.note("job started", job_id=job.job_id, execution_id=job.execution_id)
-        self.brokers.report_soon(now)
+        self.brokers.report_soon(now, known_to=(broker,))
 
     def _remember_refused(self, execution_id: bytes, reason: RefusalReason) -> None:
         """Its broker will count it as not begun: then it must not begin when the same START comes again."""
@@ -206,9 +206,10 @@ class Executions:
         self.held.add(ended, now)
         outcome = result.code.value if isinstance(result, JobFailed) else "image"
         self.outbox.note("job ended", job_id=claim.job_id, execution_id=execution_id, outcome=outcome)
-        for broker in self.brokers.wanting(execution_id, now) or self.brokers:
+        told = self.brokers.wanting(execution_id, now) or list(self.brokers)
+        for broker in told:
             self.outbox.send(broker, self.broker_side.outcome(broker, ended))
-        self.brokers.report_soon(now)
+        self.brokers.report_soon(now, known_to=told)
 
     def _drop_encoding(self, execution_id: bytes, now: float) -> None:
         """Nobody will ask for this image: it ends without an outcome."""
@@ -249,6 +250,7 @@ class Executions:
                         job=job,
                         claim=claim,
                         inference_time_s=event.inference_time_s,
+                        steps_time_s=event.steps_time_s,
                         model=self.engine.model,
                         overdue_at=now + self.limits.decode_s,
                     )
@@ -276,6 +278,7 @@ class Executions:
             inference_time_s=encoding.inference_time_s,
             seed=encoding.job.parameters.seed,
             model=encoding.model,
+            steps_time_s=encoding.steps_time_s,
         )
         self._end_execution(claim, event.execution_id, image, event.png, now)
 
@@ -357,6 +360,7 @@ class Executions:
             job_id = None if blamed is None else blamed.job_id
             self.outbox.note("engine process killed", "error", reason=reason, job_id=job_id)
             self.outbox.add(KillEngine(child=child, reason=reason))
+            self.brokers.report_soon(now)
 
     # --- Invariants ----------------------------------------------------------------------------
 

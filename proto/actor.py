@@ -69,13 +69,26 @@ class Mailbox(Generic[Event, Action]):
     def close(self) -> None:
         self._closed = True
         self._waiting.clear()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._disarm()
 
     def _arm(self) -> None:
+        """A timer that is due before the deadline stays: most events only move that away."""
+        deadline = self._core.next_deadline()
+        if deadline is None or self._closed:
+            self._disarm()
+        elif self._timer is None or self._timer.when() > deadline:
+            self._disarm()
+            self._timer = self._loop.call_at(deadline, self._fire)
+
+    def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _fire(self) -> None:
+        self._timer = None
         deadline = self._core.next_deadline()
-        if deadline is not None and not self._closed:
-            self._timer = self._loop.call_at(deadline, self.tell, self._timer_fired)
+        if deadline is not None and self._loop.time() >= deadline:
+            self.tell(self._timer_fired)
+        else:
+            self._arm()

@@ -13,7 +13,14 @@ import msgpack
 from pydantic import TypeAdapter, ValidationError
 
 from proto import messages
-from proto.messages import MAX_IMAGE_BYTES, MAX_LISTED, MAX_PROMPT_BYTES, Body, Message
+from proto.messages import (
+    MAX_IMAGE_BYTES,
+    MAX_LISTED,
+    MAX_PROMPT_BYTES,
+    MAX_SNAPSHOT_BYTES,
+    Body,
+    Message,
+)
 
 VERSION: Final = 1
 MAX_HEADER_BYTES: Final = 1024 * 1024
@@ -47,6 +54,7 @@ class _Command:
     message: type[Message]
     max_body_bytes: int | None
     """None for a message without body."""
+    max_header_bytes: int = MAX_HEADER_BYTES
 
 
 _REFUSE_CODE: Final = 8
@@ -62,7 +70,7 @@ _COMMANDS: Final = (
     _Command(_REFUSE_CODE, messages.Refuse, None),
     _Command(9, messages.Leave, None),
     _Command(10, messages.SnapshotRequest, None),
-    _Command(11, messages.Snapshot, None),
+    _Command(11, messages.Snapshot, None, MAX_SNAPSHOT_BYTES),
 )
 _BY_CODE: Final = {command.code: command for command in _COMMANDS}
 _BY_MESSAGE: Final = {command.message: command for command in _COMMANDS}
@@ -81,9 +89,9 @@ def encode(message: Message) -> list[Body]:
     fields = _ADAPTERS[command.message].dump_python(message)
     body = fields.pop("body", None)
     header = msgpack.packb(fields)
-    if len(header) > MAX_HEADER_BYTES:
+    if len(header) > command.max_header_bytes:
         raise ValueError(
-            f"{command.message.__name__}: a header of {len(header)} bytes, at most {MAX_HEADER_BYTES}"
+            f"{command.message.__name__}: a header of {len(header)} bytes, at most {command.max_header_bytes}"
         )
     frames: list[Body] = [_PREFIX.pack(_MAGIC, VERSION, command.code, 0), header]
     if command.max_body_bytes is not None:
@@ -104,7 +112,7 @@ def decode(frames: Sequence[Body]) -> Message:
     if not 2 <= len(frames) <= 3:
         raise ProtocolViolation(ViolationKind.FRAMING, f"{len(frames)} frames, expected 2 or 3")
     command = _command_of(bytes(frames[0][: _PREFIX.size + 1]))
-    fields = _header_of(frames[1])
+    fields = _header_of(frames[1], command.max_header_bytes)
     body = _body_of(command, frames[2:])
     if body is not None:
         fields["body"] = body
@@ -134,8 +142,8 @@ def _command_of(prefix: bytes) -> _Command:
     return command
 
 
-def _header_of(frame: Body) -> dict[str, Any]:
-    if len(frame) > MAX_HEADER_BYTES:
+def _header_of(frame: Body, max_bytes: int) -> dict[str, Any]:
+    if len(frame) > max_bytes:
         raise ProtocolViolation(ViolationKind.SIZE, f"a header of {len(frame)} bytes")
     try:
         fields = msgpack.unpackb(

@@ -43,6 +43,7 @@ _PARTS: Final = (
     messages.JobFailed,
     messages.JobStatus,
     messages.WorkerRow,
+    messages.Distribution,
 )
 _ENUMS: Final[tuple[type[StrEnum], ...]] = (
     messages.WorkerPhase,

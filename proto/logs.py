@@ -90,9 +90,8 @@ class _Output:
 
 def write_note(note: Note) -> None:
     """What a core had to say, as an event of this process."""
-    write = {"debug": _log.debug, "info": _log.info, "warning": _log.warning, "error": _log.error}[note.level]
     known = {key: value for key, value in note.fields.items() if value is not None}
-    write(
+    getattr(_log, note.level)(
         note.event,
         **{key: value.hex() if isinstance(value, bytes) else value for key, value in known.items()},
     )

@@ -16,10 +16,14 @@ from proto.failures import FailureCode, RefusalReason
 ID_SIZE_BYTES: Final = 16
 MAX_PROMPT_BYTES: Final = 8 * 1024
 MAX_IMAGE_BYTES: Final = 16 * 1024 * 1024
+MAX_SNAPSHOT_BYTES: Final = 4 * 1024 * 1024
+"""The header of a SNAPSHOT: 1000 workers with all that they say of themselves."""
 MAX_KEY_JOBS: Final = 1000
 """Active jobs that one API key may have at most."""
 MAX_LISTED: Final = 4096
 """Entries in any list of a message; what exceeds it is reported with a later heartbeat."""
+MAX_BUCKETS: Final = 64
+"""Of a distribution."""
 
 Id = Annotated[bytes, Field(strict=True, min_length=ID_SIZE_BYTES, max_length=ID_SIZE_BYTES)]
 """128 random bits: a job, an execution, an incarnation, an epoch. Compared for equality only."""
@@ -246,6 +250,8 @@ class ImageMade:
     seed: Seed
     model: ModelCard | None = None
     """That drew it."""
+    steps_time_s: Reading | None = None
+    """Of the time above, what the denoising steps took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -392,6 +398,17 @@ class WorkerRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Distribution:
+    """What a `proto.histogram.Histogram` has counted since its process started."""
+
+    bounds: Annotated[tuple[Reading, ...], Field(max_length=MAX_BUCKETS)]
+    """The upper ends of its buckets, ascending."""
+    counts: Annotated[tuple[Count, ...], Field(max_length=MAX_BUCKETS + 1)]
+    """Of the values in each bucket, and above them all."""
+    sum: Reading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot(Header):
     """Broker to frontend: the answer. Counters start with the broker."""
 
@@ -407,6 +424,10 @@ class Snapshot(Header):
     shed: dict[Name, Count] = field(default_factory=dict)
     """What was dropped to keep a bound or a fence, by kind."""
     workers: Annotated[tuple[WorkerRow, ...], Field(max_length=MAX_LISTED)] = ()
+    queue_wait_s: Distribution | None = None
+    """Of each new job, from its admission until its first execution began."""
+    step_s: Distribution | None = None
+    """Of each image, the mean time of its denoising steps."""
 
 
 ToBrokerFromWorker = WorkerReport | Outcome | Refuse | Leave

@@ -21,6 +21,9 @@ HANDSHAKE_MS: Final = 2500
 RECONNECT_MS: Final = 100
 RECONNECT_MAX_MS: Final = 1000
 
+# As plain numbers: with pyzmq's own flags each call takes longer.
+_LAST: Final = int(zmq.NOBLOCK)
+_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 _COPIED_BELOW_BYTES: Final = 64 * 1024
 """Smaller frames are copied out of libzmq's memory: cheaper than keeping a reference into it."""
 
@@ -95,7 +98,9 @@ class LoopSocket:
         if self._guard is not None and not self._guard.may_be_told(bytes(frames[0])):
             return SendResult.UNREACHABLE
         try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
+            for frame in frames[:-1]:
+                self._send(frame, _MORE)
+            self._send(frames[-1], _LAST)
         except zmq.Again:
             return SendResult.QUEUE_FULL
         except zmq.ZMQError as error:
@@ -105,6 +110,13 @@ class LoopSocket:
         finally:
             self._reader.look_soon()
         return SendResult.SENT
+
+    def _send(self, frame: Body, flags: int) -> None:
+        # What is passed on as it came need not be copied again: libzmq counts who uses it.
+        if isinstance(frame, memoryview) and isinstance(frame.obj, zmq.Frame):
+            self._socket.send(frame.obj, flags, copy=False)
+        else:
+            self._socket.send(frame, flags)
 
     def close(self) -> None:
         if self._handshakes is not None:

@@ -23,6 +23,8 @@ COMPILED_FROM = {
     "tox": ["tox"],
 }
 COMMENT = re.compile(r"(^|\s)#.*$")
+PIN = re.compile(r"(?P<package>[^=\s]+)==\S+\s+# via (?P<sources>.+)")
+FILE = re.compile(r"-r requirements/(?P<name>\w+)\.in")
 
 
 def lines(file: Path) -> list[str]:
@@ -44,6 +46,15 @@ def wishes(name: str) -> list[Requirement]:
     return [Requirement(line) for line in lines(FOLDER / f"{name}.in")]
 
 
+@cache
+def sources(name: str) -> dict[str, list[str]]:
+    """For each pin of one compiled file, who wants it."""
+    matches = [
+        PIN.fullmatch(line) for line in (FOLDER / f"{name}.txt").read_text().splitlines() if "==" in line
+    ]
+    return {canonicalize_name(match["package"]): match["sources"].split(", ") for match in matches if match}
+
+
 def test_every_file_is_known() -> None:
     assert {file.stem for file in FOLDER.glob("*.in")} == set(COMPILED_FROM) | {"proto"}
     assert {file.stem for file in FOLDER.glob("*.txt")} == set(COMPILED_FROM) | {"torch"}
@@ -55,6 +66,30 @@ def test_every_wish_is_pinned_and_met(name: str) -> None:
         pinned = pins(name).get(canonicalize_name(wish.name))
         assert pinned is not None, f"{wish} is missing in {name}.txt: tox -e pins"
         assert wish.specifier.contains(pinned), f"{name}.txt has {pinned}, not {wish}: tox -e pins"
+
+
+@pytest.mark.parametrize("name", COMPILED_FROM)
+def test_every_pin_is_still_wanted(name: str) -> None:
+    """What was taken out of an `.in` is gone from its `.txt` too, with all that only it needed."""
+    assert sources(name).keys() == pins(name).keys(), "each pin says who wants it: tox -e pins"
+    for package, wanted_by in sources(name).items():
+        for source in wanted_by:
+            if file := FILE.fullmatch(source):
+                wished = {canonicalize_name(wish.name) for wish in wishes(file["name"])}
+                assert package in wished, f"{file['name']}.in does not name {package} any more: tox -e pins"
+            else:
+                assert canonicalize_name(source) in {*pins(name), "torch"}, (
+                    f"{package}: nobody needs it: tox -e pins"
+                )
+
+
+@pytest.mark.parametrize("name", COMPILED_FROM)
+def test_every_wish_is_named_as_such(name: str) -> None:
+    """What was only needed by others, and is named in an `.in` now, or the other way round, was compiled."""
+    for source in COMPILED_FROM[name]:
+        for wish in wishes(source):
+            wanted_by = sources(name)[canonicalize_name(wish.name)]
+            assert f"-r requirements/{source}.in" in wanted_by, f"{wish} of {source}.in: tox -e pins"
 
 
 @pytest.mark.parametrize("name", [*COMPILED_FROM, "torch"])

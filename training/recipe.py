@@ -38,7 +38,7 @@ PROFILES: Final[dict[ProfileName, Profile]] = {
     # One or two cores in the background: half a million pictures, most of a day of what others leave of them.
     "cpu": {
         "autoencoder": StageRecipe(steps=6000, batch=32, rate=2e-3),
-        "text": StageRecipe(steps=4000, batch=64, rate=3e-3),
+        "text": StageRecipe(steps=2500, batch=64, rate=3e-3),
         "flow": StageRecipe(steps=16000, batch=32, rate=1.5e-3, warm_up=200, average=0.999),
         "guidance": StageRecipe(steps=600, batch=32, rate=3e-4, average=0.99),
         "decoder": StageRecipe(steps=2000, batch=16, rate=5e-4),

@@ -48,15 +48,20 @@ def test_a_worker_is_answered_where_it_spoke_last(broker):
     assert [action.route for action in broker.sent() if isinstance(action, SendToWorker)] == [b"second"]
 
 
-def test_frontends_are_told_at_once_how_many_workers_are_ready(broker):
+def test_frontends_are_told_at_once_whether_a_worker_is_ready_and_soon_how_many(broker):
     broker.frontend()
     broker.worker(phase=WorkerPhase.LOADING)
     assert broker.to_frontend(FrontendView) == []
     broker.worker()
     assert [view.ready_workers for view in broker.to_frontend(FrontendView)] == [1]
     broker.worker("other")
-    assert [view.ready_workers for view in broker.to_frontend(FrontendView)] == [2]
+    broker.worker("a third one")
+    assert broker.to_frontend(FrontendView) == []
+    broker.after(broker.timing.probe_interval_s)
+    assert [view.ready_workers for view in broker.to_frontend(FrontendView)] == [3]
     broker.worker("other", phase=WorkerPhase.DRAINING)
+    broker.leaves("a third one")
+    broker.after(broker.timing.probe_interval_s)
     assert [view.ready_workers for view in broker.to_frontend(FrontendView)] == [1]
     broker.leaves("worker")
     assert [view.ready_workers for view in broker.to_frontend(FrontendView)] == [0]

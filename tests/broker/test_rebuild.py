@@ -258,6 +258,28 @@ def test_a_keyed_execution_goes_on_for_its_grace(restarted):
     assert restarted.view().cancel == (EARLIER,)
 
 
+def test_a_detached_execution_is_not_ended_for_the_image_of_another_call_with_its_key(restarted):
+    other = claim(idempotency_hash=identifier("again"), parameters_digest=identifier("another"))
+    restarted.worker("other", held=(held("kept", claim=other, released=True),))
+    restarted.runs(EARLIER, claim=keyed(detach=True))
+    assert restarted.view().cancel == ()
+    restarted.after(WINDOW_S)
+    restarted.runs(EARLIER, claim=keyed(detach=True))
+    assert restarted.view().cancel == ()
+
+
+def test_what_a_broker_first_hears_of_late_in_its_window_has_as_long_as_anything(restarted):
+    restarted.worker("idle")
+    restarted.after(WINDOW_S - 0.2)
+    restarted.runs(EARLIER)
+    restarted.after(WINDOW_S - 0.1)
+    restarted.runs(EARLIER)
+    assert restarted.view().cancel == ()
+    restarted.after(0.2)
+    restarted.runs(EARLIER)
+    assert restarted.view().cancel == (EARLIER,)
+
+
 def test_detached_without_a_key_means_nothing(restarted):
     alive(restarted, 4, claim=claim(detach=True))
     assert restarted.view().cancel == (EARLIER,)

@@ -357,6 +357,80 @@ def test_what_is_finished_without_a_waiter_is_kept(broker):
     assert broker.view().keep == (execution,)
 
 
+def lose_frontend(broker, execution, *, detach=False):
+    broker.tell(FrontendUnreachable(route=b"to frontend"))
+    go_on(broker, execution, 3, detach=detach)
+    assert identifier("frontend") not in broker.core.state.frontends.known
+
+
+def test_a_frontend_that_comes_back_without_the_call_ends_it(broker):
+    execution = run_keyed(broker)
+    lose_frontend(broker, execution)
+    broker.frontend()
+    assert broker.job() is None
+    assert broker.view().cancel == (execution,)
+    assert broker.counters.cancelled == 1
+
+
+def test_one_that_comes_back_with_the_call_gets_its_image(broker):
+    execution = run_keyed(broker)
+    lose_frontend(broker, execution)
+    broker.frontend("job")
+    assert broker.statuses() == {JOB: JobState.UNKNOWN}
+    broker.submit(idempotency=AGAIN, accepted=True, attempts=1)
+    broker.image(execution)
+    assert [outcome.job_id for outcome in broker.to_frontend(Outcome)] == [JOB]
+
+
+def test_a_report_from_before_the_call_ends_nothing(broker):
+    execution = run_keyed(broker, seq=1000)
+    lose_frontend(broker, execution)
+    broker.frontend(seq=999)
+    assert broker.job().current_execution == execution
+    broker.frontend(seq=1001)
+    assert broker.job() is None
+
+
+def test_what_is_detached_goes_on_though_its_frontend_comes_back_without_the_call(broker):
+    execution = run_keyed(broker, detach=True)
+    lose_frontend(broker, execution, detach=True)
+    broker.frontend()
+    assert broker.job().current_execution == execution
+
+
+def test_a_repeat_waits_on_when_the_first_call_has_ended_unseen(broker):
+    execution = run_keyed(broker)
+    lose_frontend(broker, execution)
+    broker.submit("repeat", frontend="second", idempotency=AGAIN)
+    broker.frontend()
+    assert broker.statuses("second") == {}
+    broker.image(execution)
+    assert [outcome.job_id for outcome in broker.to_frontend(Outcome, "second")] == [REPEAT]
+
+
+def test_of_two_lost_frontends_the_one_that_stays_away_keeps_the_grace(broker):
+    execution = run_keyed(broker)
+    broker.submit("repeat", frontend="second", idempotency=AGAIN)
+    broker.from_frontend(leave(identifier("second")))
+    lose_frontend(broker, execution)
+    broker.frontend()
+    assert broker.job().current_execution == execution
+    go_on(broker, execution, GRACE_S - 4)
+    assert broker.job() is not None
+    go_on(broker, execution, 5)
+    assert broker.job() is None
+
+
+def test_two_calls_of_a_frontend_that_is_back_end_one_by_one(broker):
+    execution = run_keyed(broker)
+    broker.submit("repeat", idempotency=AGAIN)
+    lose_frontend(broker, execution)
+    broker.frontend("repeat")
+    assert broker.job().current_execution == execution
+    broker.frontend()
+    assert broker.job() is None
+
+
 # --- Poison ------------------------------------------------------------------------------------
 
 

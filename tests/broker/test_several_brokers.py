@@ -167,6 +167,15 @@ def test_and_one_whose_image_is_held(standby):
     assert (standby.view().resend, standby.view().wanted) == ((THEIRS,), (THEIRS,))
 
 
+def test_of_calls_that_two_brokers_had_accepted_under_one_key_those_for_one_image_are_one_job(standby):
+    again = identifier("again")
+    standby.submit("other", idempotency=again, digest=identifier("another"), accepted=True)
+    standby.submit(idempotency=again, accepted=True)
+    standby.submit("repeat", idempotency=again, accepted=True)
+    assert set(standby.job().waiters) == {JOB, identifier("repeat")}
+    assert set(standby.job("other").waiters) == {identifier("other")}
+
+
 def test_a_repeat_joins_what_another_broker_runs(standby):
     again = identifier("again")
     standby.runs(THEIRS, claim=claim(idempotency_hash=again), wanted_elsewhere=True)
@@ -257,6 +266,22 @@ def test_a_call_that_has_come_back_since_is_not_let_go(standby):
     standby.submit(seq=1000, accepted=True)
     standby.moved("job", seq=999)
     assert isinstance(standby.job().state, Dispatched)
+
+
+def test_nor_is_it_ended_when_the_last_of_its_other_calls_leaves(standby):
+    again = identifier("again")
+    execution_id = standby.run_job(idempotency=again)
+    standby.submit("repeat", frontend="second", idempotency=again)
+    standby.moved("job")
+    standby.frontend(frontend="second")
+    assert standby.job() is None
+    keyed = claim(idempotency_hash=again)
+    for _ in range(round(standby.timing.orphan_grace_s)):
+        standby.runs(execution_id, claim=keyed)
+        assert standby.view().cancel == ()
+        standby.after(1.0)
+    standby.runs(execution_id, claim=keyed)
+    assert standby.view().cancel == (execution_id,)
 
 
 def test_a_detached_job_moves_with_its_call(standby):

@@ -48,7 +48,7 @@ def test_its_worker_takes_the_next_job(broker, drawn):
 
 
 def test_it_is_waited_for_and_then_delivered(broker, drawn):
-    assert broker.view().resend == (drawn,)
+    assert broker.view().resend == (), "it comes by itself"
     assert isinstance(broker.job().state, Dispatched)
     broker.worker(held=(unfinished(drawn),))
     assert broker.starts() == []
@@ -56,6 +56,11 @@ def test_it_is_waited_for_and_then_delivered(broker, drawn):
     (outcome,) = broker.to_frontend(Outcome)
     assert outcome.image is not None
     assert broker.counters.completed == 1
+
+
+def test_its_png_is_asked_for_once_it_is_there_and_was_missed(broker, drawn):
+    broker.worker(held=(held(drawn),))
+    assert broker.view().resend == (drawn,)
 
 
 def test_an_image_that_comes_to_nothing_is_drawn_again_elsewhere(broker, drawn):

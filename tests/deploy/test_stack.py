@@ -137,3 +137,10 @@ def test_a_client_on_this_machine_reaches_it_at(host: str, address: str) -> None
 
 def test_free_ports_differ() -> None:
     assert len(set(free_ports(10))) == 10
+
+
+def test_only_the_first_broker_need_not_ask_what_goes_on() -> None:
+    broker = planned().broker
+    assert broker.first_environment == {"FLUX_BROKER_IS_FIRST": "true"}
+    assert broker.started().first_environment == {}
+    assert broker.started().environment == broker.environment

@@ -2,10 +2,16 @@
 
 import asyncio
 import json
+import socket
+import threading
 
+import grpc
 import pytest
+from aiohttp import web
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
+from prometheus_client.parser import text_string_to_metric_families as parse
 
-from frontend import http
+from frontend import http, metrics_page
 from frontend.cluster import ServicePicture
 
 
@@ -40,7 +46,7 @@ async def test_metrics_are_there_without_a_broker(frontend):
 
 
 async def test_a_slow_scrape_blocks_nobody_and_ends(frontend, monkeypatch):
-    monkeypatch.setattr(http, "ANSWER_LIMIT_S", 0.5)
+    monkeypatch.setattr(metrics_page, "ANSWER_LIMIT_S", 0.5)
     asked = asyncio.Event()
 
     async def never():
@@ -141,6 +147,174 @@ async def test_connections_are_bounded_and_come_back(frontend, monkeypatch):
                 continue
             break
     assert status == 200
+
+
+# --- For Prometheus -----------------------------------------------------------------------------
+
+
+async def scraped(frontend, accept="text/plain"):
+    """Status, headers and text of /metrics."""
+    url, headers = f"http://127.0.0.1:{frontend.http_port}/metrics", {"Accept": accept}
+    async with frontend.http.get(url, headers=headers) as answer:
+        return answer.status, answer.headers, await answer.text()
+
+
+async def values(frontend):
+    _status, _headers, text = await scraped(frontend)
+    found = [sample for family in parse(text) for sample in family.samples]
+    return {(sample.name, *sample.labels.values()): sample.value for sample in found}
+
+
+async def test_prometheus_gets_its_text(frontend):
+    status, headers, text = await scraped(frontend)
+    assert (status, headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    assert headers["Vary"] == "Accept"
+    names = {family.name for family in parse(text)}
+    assert {"flux_frontend_ready", "process_cpu_seconds", "python_info"} <= names
+
+
+async def test_or_open_metrics(frontend):
+    _status, headers, text = await scraped(
+        frontend, "application/openmetrics-text;version=1.0.0, text/plain;q=0.5"
+    )
+    assert headers["Content-Type"] == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    assert "flux_build" in {family.name for family in parse_open_metrics(text)}
+    assert text.endswith("# EOF\n")
+
+
+async def test_others_still_get_json(frontend):
+    assert (await frontend.get("/metrics", headers={"Accept": "text/html, */*;q=0.8"}))[1][
+        "grpc_alive"
+    ] is True
+
+
+async def test_a_call_is_counted_with_its_time_and_image(frontend):
+    before = await values(frontend)
+    answer = await frontend.generate()
+    after = await values(frontend)
+    assert ("flux_frontend_calls_total", "OK", "Generate") not in before
+    assert after["flux_frontend_calls_total", "OK", "Generate"] == 1
+    assert after["flux_frontend_request_seconds_count", "OK"] == 1
+    assert after["flux_frontend_image_bytes_sum",] == len(answer.image_png)
+    assert after["flux_frontend_open_calls",] == 0
+
+
+async def test_a_wrong_key_is_counted(frontend):
+    with pytest.raises(grpc.aio.AioRpcError):
+        await frontend.generate(metadata=(("api-key", "hush"),))
+    found = await values(frontend)
+    assert found["flux_frontend_refused_keys_total", "API_KEY_WRONG"] == 1
+    assert "hush" not in str(found)
+
+
+async def test_while_a_page_is_made_the_loop_goes_on_and_others_wait_for_the_same_one(frontend, monkeypatch):
+    made, begun, may_end = [], asyncio.Event(), threading.Event()
+    loop, make = asyncio.get_running_loop(), metrics_page.families
+
+    def held(*sources):
+        made.append(sources)
+        loop.call_soon_threadsafe(begun.set)
+        assert may_end.wait(10)
+        return make(*sources)
+
+    monkeypatch.setattr(metrics_page, "families", held)
+    try:
+        scrapes = [asyncio.create_task(scraped(frontend)) for _ in range(5)]
+        await begun.wait()
+        assert (await frontend.get("/healthz"))[0] == 200
+        assert (await frontend.generate()).seed == 7
+        assert not any(scrape.done() for scrape in scrapes)
+        late = asyncio.create_task(scraped(frontend))
+        assert (await frontend.get("/readyz"))[0] == 503, "the scrape before it has been received"
+    finally:
+        may_end.set()
+    answers = [await scrape for scrape in (*scrapes, late)]
+    assert {status for status, *_ in answers} == {200}
+    assert len(made) <= 2, "one page, and a second one for who came too late for it"
+
+
+async def test_a_bug_in_a_page_is_told_to_all_who_wait_and_the_next_one_is_made(frontend, monkeypatch):
+    make = metrics_page.families
+    monkeypatch.setattr(metrics_page, "families", None)
+    answers = await asyncio.gather(scraped(frontend), scraped(frontend))
+    assert {status for status, *_ in answers} == {500}
+    monkeypatch.setattr(metrics_page, "families", make)
+    assert (await scraped(frontend))[0] == 200
+
+
+async def test_more_scrapes_than_allowed_are_refused_at_once(frontend, monkeypatch):
+    monkeypatch.setattr(http, "MAX_SCRAPES", 0)
+    async with frontend.http.get(f"http://127.0.0.1:{frontend.http_port}/metrics") as answer:
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        assert await answer.json() == {"error": "0 scrapes are being answered already"}
+    assert (await frontend.get("/healthz"))[0] == 200
+
+
+async def test_a_client_that_does_not_read_is_given_no_more_than_it_takes_and_cut_off(frontend, monkeypatch):
+    pieces, body, ended = [], bytes(64 * 1024 * 1024), asyncio.Event()
+    write, send = web.StreamResponse.write, http._sent
+    left = []
+
+    async def counted(response, piece):
+        await write(response, piece)
+        pieces.append(len(piece))
+
+    async def watched(request, *rest):
+        transport = request.transport
+        try:
+            return await send(request, *rest)
+        finally:
+            left.append((transport.is_closing(), transport.get_write_buffer_size()))
+            ended.set()
+
+    async def large(*_):
+        return body
+
+    monkeypatch.setattr(web.StreamResponse, "write", counted)
+    monkeypatch.setattr(http, "_sent", watched)
+    monkeypatch.setattr(metrics_page.MetricsPage, "body", large)
+    monkeypatch.setattr(http, "SEND_LIMIT_S", 0.3)
+    with socket.create_connection(("127.0.0.1", frontend.http_port)) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(10):
+            await ended.wait()
+    assert 0 < sum(pieces) < len(body) / 2, "the rest was never handed over"
+    assert left == [(True, 0)], "nothing of it is kept for the client"
+    assert (await frontend.get("/healthz"))[0] == 200
+
+
+async def test_a_client_that_leaves_while_it_is_sent_a_page_is_no_bug(frontend, monkeypatch, log_lines):
+    send, ended = http._sent, asyncio.Event()
+
+    async def watched(*request):
+        try:
+            return await send(*request)
+        finally:
+            ended.set()
+
+    async def large(*_):
+        return bytes(64 * 1024 * 1024)
+
+    monkeypatch.setattr(http, "_sent", watched)
+    monkeypatch.setattr(metrics_page.MetricsPage, "body", large)
+    _reader, writer = await asyncio.open_connection("127.0.0.1", frontend.http_port, limit=1024)
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    await _reader.readline()
+    writer.transport.abort()
+    async with asyncio.timeout(10):
+        await ended.wait()
+    assert (await frontend.get("/healthz"))[0] == 200
+    assert log_lines.empty()
+
+
+async def test_head_says_how_long_the_text_is_and_sends_none(frontend):
+    request = b"HEAD /metrics HTTP/1.1\r\nHost: x\r\nAccept: text/plain\r\nConnection: close\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", frontend.http_port)
+    writer.write(request)
+    head, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
+    writer.close()
+    assert b"text/plain; version=0.0.4" in head
+    assert body == b""
 
 
 # --- With a key ---------------------------------------------------------------------------------

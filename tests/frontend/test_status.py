@@ -1,12 +1,15 @@
 """The picture of the service: what is summed, what is left out, and that both formats agree."""
 
+import asyncio
 import dataclasses
 import json
+import threading
 from dataclasses import asdict
 
 import pytest
 
 import image_gen_pb2
+from frontend import service
 from frontend.brokers import Standing
 from frontend.cluster import BrokerPicture, ServicePicture
 from frontend.status import HostLoad, host_load, metrics_document, metrics_response, service_status
@@ -272,6 +275,25 @@ async def test_the_metrics_call_answers_the_picture(frontend):
     frontend.cluster.picture = full_picture()
     answer = await frontend.stub.Metrics(image_gen_pb2.MetricsRequest(), metadata=frontend.key)
     assert answer == metrics_response(service_status(full_picture()))
+
+
+async def test_the_loop_goes_on_while_the_answer_is_made(frontend, monkeypatch):
+    loop, begun, may_end = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def held(status):
+        loop.call_soon_threadsafe(begun.set)
+        assert may_end.wait(10)
+        return metrics_response(status)
+
+    monkeypatch.setattr(service, "metrics_response", held)
+    try:
+        call = frontend.stub.Metrics(image_gen_pb2.MetricsRequest(), metadata=frontend.key)
+        await begun.wait()
+        assert (await frontend.generate()).seed == 7
+        assert not call.done()
+    finally:
+        may_end.set()
+    assert (await call).broker_alive
 
 
 # --- Several brokers ---------------------------------------------------------------------------

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from gpu_worker import engine_child
-from gpu_worker.engine_child import EngineChild
+from gpu_worker.engine_child import EngineChild, StepClock
 from gpu_worker.engine_pipe import EngineOptions, LastWords
 from gpu_worker.engines.engine import LoadProgress, ModelUnusable, NotEnoughFreeMemory, OutOfDeviceMemory
 from gpu_worker.engines.fake import FakeEngine
 from gpu_worker.model_store import Fake
 from proto.exit_status import EXIT_BAD_CONFIGURATION
-from proto.messages import ModelCard
+from proto.messages import JobPhase, ModelCard
 
 
 class SilentWorker:
@@ -66,3 +66,21 @@ def test_too_small_is_hopeless_and_too_full_is_tried_again(
     code = EngineChild(worker, 1).live(Fake(step_s=0, load_s=0, faults=False), EngineOptions())  # type: ignore[arg-type]
     assert code == status
     assert worker.told[-1] == LastWords(reason=str(error), hopeless=hopeless, temporary=temporary)
+
+
+def test_the_time_of_the_steps_is_that_of_the_last_try() -> None:
+    clock = StepClock()
+    told = [
+        (JobPhase.TEXT, 0, 1.0),
+        (JobPhase.STEP, 0, 2.0),
+        (JobPhase.STEP, 1, 3.0),  # out of memory: it begins anew
+        (JobPhase.TEXT, 0, 10.0),
+        (JobPhase.STEP, 0, 11.0),
+        (JobPhase.STEP, 1, 12.0),
+        (JobPhase.STEP, 2, 13.5),
+    ]
+    for each in told:
+        clock.progressed(*each)
+        assert clock.steps_time_s is None
+    clock.progressed(JobPhase.DECODE, 2, 13.75)
+    assert clock.steps_time_s == 2.75

@@ -74,9 +74,19 @@ def test_each_change_is_reported_at_once(worker):
     assert worker.report().phase is WorkerPhase.READY
     assert worker.report().model == CARD
     worker.start()
-    assert worker.report().running is not None
-    worker.finished()
+    worker.drawn()
     assert worker.report().running is None
+
+
+def test_what_its_broker_knows_already_is_reported_together(ready):
+    ready.start()
+    assert ready.reports() == [], "that broker has sent the START"
+    assert ready.next_report().running is not None
+    ready.drawn()
+    assert ready.report().held[0].size_bytes == 0
+    ready.encoded()
+    assert ready.reports() == [], "and the outcome tells it the rest"
+    assert ready.next_report().held[0].size_bytes > 0
 
 
 def test_numbers_grow_with_every_message(busy):
@@ -85,7 +95,7 @@ def test_numbers_grow_with_every_message(busy):
         busy.after(1.1)
         seqs += [report.seq for report in busy.reports()]
     busy.finished()
-    seqs += [busy.outcome().seq, busy.report().seq]
+    seqs += [busy.outcome().seq, busy.next_report().seq]
     assert seqs == sorted(set(seqs))
 
 
@@ -160,10 +170,11 @@ def test_a_start_is_begun_and_reported(ready):
         execution_id=EXECUTION, job_id=identifier("job"), prompt="a cat", parameters=PARAMETERS, attempts=0
     )
     assert ready.of(RunJob) == [RunJob(child=1, job=job)]
-    assert ready.report().running == RunningExecution(
-        execution_id=EXECUTION, claim=claim(), phase=JobPhase.TEXT, step=0, steps=4
+    report = ready.next_report()
+    assert report.running == RunningExecution(
+        execution_id=EXECUTION, claim=claim(remaining_ms=59_990), phase=JobPhase.TEXT, step=0, steps=4
     )
-    assert ready.report().phase is WorkerPhase.READY
+    assert report.phase is WorkerPhase.READY
 
 
 def test_progress_is_in_the_next_report(busy):
@@ -195,7 +206,7 @@ def test_a_start_that_comes_again_says_whose_the_running_job_is_now(busy):
     assert (running.claim.detach, running.claim.idempotency_hash) == (True, identifier("hash"))
     assert running.claim.remaining_ms == pytest.approx(89_000, abs=200)
     busy.finished()
-    assert busy.report().held[0].claim == wanted
+    assert busy.next_report().held[0].claim == wanted
 
 
 def test_a_start_that_comes_again_never_shortens_the_time(busy):
@@ -316,11 +327,11 @@ def test_an_image_is_pushed_once_and_held(busy):
         job_id=identifier("job"),
         attempts=0,
         crashes=0,
-        image=ImageMade(inference_time_s=1.5, seed=7, model=CARD),
+        image=ImageMade(inference_time_s=1.5, seed=7, model=CARD, steps_time_s=1.2),
         body=b"these pixels",
     )
     listed = HeldOutcome(execution_id=EXECUTION, claim=claim(), failure=None, size_bytes=12)
-    assert busy.report().held == (listed,)
+    assert busy.next_report().held == (listed,)
     busy.after(5.0)
     assert busy.sent(Outcome) == []
     assert busy.reports()[-1].held == (listed,)
@@ -341,7 +352,7 @@ def test_the_next_job_starts_while_outcomes_are_held(busy):
     busy.finished()
     busy.start("next")
     assert busy.of(RunJob)
-    assert [held.execution_id for held in busy.report().held] == [EXECUTION]
+    assert [held.execution_id for held in busy.next_report().held] == [EXECUTION]
 
 
 def test_the_oldest_outcomes_give_way_to_newer_bytes(ready):
@@ -355,7 +366,7 @@ def test_the_oldest_outcomes_give_way_to_newer_bytes(ready):
 
 def test_one_outcome_is_held_however_large_it_is(busy):
     busy.finished(png=bytes(5000))
-    assert len(busy.report().held) == 1
+    assert len(busy.next_report().held) == 1
 
 
 def test_an_outcome_that_nobody_releases_is_dropped_in_the_end(busy):

@@ -58,10 +58,10 @@ def test_it_reports_to_each_with_numbers_of_its_own(ready):
         assert seqs
 
 
-def test_a_change_of_the_slot_is_told_to_all_at_once(busy):
-    for broker in (FIRST, SECOND):
-        (report,) = busy.sent(WorkerReport, broker)
-        assert report.running.execution_id == EXECUTION
+def test_a_change_of_the_slot_is_told_at_once_to_those_that_cannot_know(busy):
+    assert busy.sent(WorkerReport, FIRST) == [], "it has sent the START"
+    (report,) = busy.sent(WorkerReport, SECOND)
+    assert report.running.execution_id == EXECUTION
 
 
 def test_each_is_told_what_the_other_one_wants(busy):

@@ -40,14 +40,15 @@ def test_the_slot_ends_with_the_pixels_and_the_report_says_so_at_once(drawn):
 
 
 def test_the_next_job_runs_while_the_png_is_made(both):
-    assert both.report().running.execution_id == SECOND
-    assert both.report().held == (UNREADY,)
+    report = both.next_report()
+    assert (report.running.execution_id, report.held) == (SECOND, (UNREADY,))
     both.encoded("first", png=b"the png")
     outcome = both.outcome()
     assert (outcome.execution_id, outcome.body) == (FIRST, b"the png")
-    assert outcome.image == ImageMade(inference_time_s=1.5, seed=7, model=CARD)
-    assert both.report().held[0].size_bytes == len(b"the png")
-    assert both.report().running.execution_id == SECOND, "it goes on"
+    assert outcome.image == ImageMade(inference_time_s=1.5, seed=7, model=CARD, steps_time_s=1.2)
+    report = both.next_report()
+    assert report.held[0].size_bytes == len(b"the png")
+    assert report.running.execution_id == SECOND, "it goes on"
 
 
 def test_each_png_ends_its_own_execution(both):
@@ -122,7 +123,7 @@ def test_a_job_that_was_to_stop_ends_as_that_with_its_pixels(both):
     both.viewed(cancel=(SECOND,))
     both.drawn("second")
     assert both.outcome().failure.code is FailureCode.CANCELLED
-    assert both.report().held[0] == UNREADY
+    assert both.next_report().held[0] == UNREADY
     both.encoded("second")
     assert both.deeds() == []
 

@@ -278,6 +278,6 @@ def test_the_image_of_a_hung_engine_comes_too_late(busy):
     outcome = busy.outcome()
     assert outcome.failure.code is FailureCode.ENGINE_HUNG
     assert outcome.crashes == 1
-    assert busy.report().phase is not WorkerPhase.READY
+    assert busy.next_report().phase is not WorkerPhase.READY
     busy.exited()
     assert busy.sent(Outcome) == []

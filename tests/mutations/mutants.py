@@ -138,7 +138,7 @@ MUTANTS: Final = [
             "        self._state.jobs.change(job, Returned(now, give_up_at, failure))\n",
             (
                 "        self._state.jobs.change(job, Returned(now, give_up_at, failure))\n"
-                "        if len(self._state.jobs.waiting()) > self._state.queue_limit:\n"
+                "        if len(self._state.jobs.returned) > self._state.queue_limit:\n"
                 "            self.fail(job, self._own_outcome(job, failure), now)\n"
             ),
         ),
@@ -223,8 +223,8 @@ MUTANTS: Final = [
         "first come, first served, whoever it is",
         (
             "broker/jobs.py",
-            "[self.jobs[job_id] for job_id in self.turns]\n",
-            "[job for job in self if isinstance(job.state, Queued)]\n",
+            "job_id = self.turns.first()\n",
+            "job_id = next((job.job_id for job in self if isinstance(job.state, Queued)), None)\n",
         ),
     ),
     mutant(
@@ -313,8 +313,8 @@ MUTANTS: Final = [
         "outcomes go to the first broker only",
         (
             "gpu_worker/executions.py",
-            "        for broker in self.brokers.wanting(execution_id, now) or self.brokers:\n",
-            "        for broker in (0,):\n",
+            "        told = self.brokers.wanting(execution_id, now) or list(self.brokers)\n",
+            "        told = [0]\n",
         ),
     ),
     mutant(

@@ -5,6 +5,7 @@ from typing import Any
 from samples.wire import CARD, EPOCH, claim, identifier, start, worker_view
 
 from gpu_worker.actions import CancelJob, Exit, KillEngine, RunJob, SendToBroker, StartEngine
+from gpu_worker.brokers import GATHER_S
 from gpu_worker.engine_keeper import Loading
 from gpu_worker.events import (
     DrainRequested,
@@ -125,6 +126,7 @@ class SessionDriver:
             child=child or self.child,
             execution_id=identifier(execution),
             inference_time_s=1.5,
+            steps_time_s=1.2,
             text_cached=text_cached,
         )
         return self.tell(event)
@@ -221,6 +223,11 @@ class SessionDriver:
     def report(self) -> WorkerReport:
         (report,) = self.reports()
         return report
+
+    def next_report(self) -> WorkerReport:
+        """What is told in a moment, to a broker that knows already what has changed."""
+        self.after(GATHER_S, answered=False)
+        return self.report()
 
     def outcome(self) -> Outcome:
         (outcome,) = self.sent(Outcome)

@@ -143,7 +143,9 @@ _outcome_fields = {
 images = st.builds(
     m.Outcome,
     **_outcome_fields,
-    image=st.builds(m.ImageMade, inference_time_s=readings_values, seed=seeds),
+    image=st.builds(
+        m.ImageMade, inference_time_s=readings_values, seed=seeds, steps_time_s=optional(readings_values)
+    ),
     body=st.binary(min_size=1, max_size=200),
 )
 failures = st.builds(
@@ -180,6 +182,9 @@ refusals = st.builds(
 )
 leaves = st.builds(m.Leave, incarnation=ids, seq=counts, reason=texts)
 snapshot_requests = st.builds(m.SnapshotRequest, seq=counts)
+distributions = st.builds(
+    m.Distribution, bounds=some(readings_values), counts=some(counts), sum=readings_values
+)
 snapshots = st.builds(
     m.Snapshot,
     broker_id=names,
@@ -192,6 +197,8 @@ snapshots = st.builds(
     cancelled=counts,
     rejected=st.dictionaries(st.sampled_from(RefusalReason), counts),
     workers=some(st.builds(m.WorkerRow, report=worker_reports, state=names, report_age_ms=milliseconds)),
+    queue_wait_s=optional(distributions),
+    step_s=optional(distributions),
 )
 
 BY_TYPE: dict[type[m.Message], st.SearchStrategy[Any]] = {

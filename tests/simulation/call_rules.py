@@ -157,14 +157,17 @@ class CallRules:
         ledger.delivered[call.identity] = drawn
 
     def _check_repeat(self, call: Call, drawn: Execution) -> None:
-        """While the worker of the first image lives undisturbed, and has it still, nobody gets another."""
-        ledger = self._ledger
+        """While the worker of the first image lives undisturbed, and has it still, nobody gets another.
+
+        Every broker that the call was at must know of that: any may have begun what was drawn.
+        """
+        ledger, brokers = self._ledger, self._ledger.world.brokers
         first = ledger.delivered.get(call.identity)
         if first is None:
             return
         if first is drawn:
             ledger.count(SAME_BYTES)
-        elif call.at is not None and ledger.is_still_there(first, ledger.world.brokers[call.at]):
+        elif call.been_at and all(ledger.is_still_there(first, brokers[index]) for index in call.been_at):
             ledger.count(SAME_BYTES)
             detail = f"{ledger.short(call.job_id)} got {ledger.short(drawn.execution_id)}"
             raise ledger.breaks(SAME_BYTES, f"{detail}, and {ledger.short(first.execution_id)} was there")

@@ -178,6 +178,7 @@ class Checker:
                 self._fair.submitted(broker, message)
             case FrontendReport():
                 self._wishes.left(broker, message)
+                self._dispatches.moved(broker, message)
             case WorkerReport():
                 self._dispatches.reported(broker, message)
                 self._wishes.reported(broker, message)
@@ -223,6 +224,8 @@ class Checker:
             self._dispatches.worker_lost(broker, note.fields["worker_id"])
         if note.event in ("execution adopted", "image given again"):
             self._dispatches.adopted(broker, note.fields["execution_id"])  # type: ignore[arg-type]
+        if note.event == "execution adopted":
+            self._fair.adopted(broker, note.fields["job_id"])  # type: ignore[arg-type]
         if note.event in ("frontend lost", "frontend registered"):
             for frontend in self._ledger.world.frontends:
                 if frontend.name == note.fields["frontend_id"]:

@@ -22,7 +22,7 @@ from simulation.network import Connection
 from broker.jobs import MAX_ATTEMPTS, MAX_CRASHES
 from gpu_worker.engines.engine import EngineJob
 from proto.failures import ENGINE_DEATHS, RETRYABLE_FAILURES, FailureCode
-from proto.messages import Outcome, Start, WorkerReport
+from proto.messages import FrontendReport, Outcome, Start, WorkerReport
 
 if TYPE_CHECKING:
     from simulation.broker_actor import BrokerActor
@@ -97,6 +97,8 @@ class DispatchRules:
             engine = other.worker.engine
             is_known = broker.epoch in other.reported_to and broker.epoch not in other.cancelled_by
             if not other.is_running or not is_known or engine is None or engine.hangs:
+                continue
+            if ledger.has_twin(other.worker):
                 continue
             since = min(other.sent_at, ledger.world.now - CALM_S)
             if other.worker.is_calm_with(broker.index, since) and ledger.is_calm(broker):
@@ -205,6 +207,11 @@ class DispatchRules:
             raise ledger.breaks(RETRIED, f"{ledger.short(call.job_id)} after {waited_s:.3f} s")
 
     # --- What is forgotten ---------------------------------------------------------------------
+
+    def moved(self, broker: "BrokerActor", report: FrontendReport) -> None:
+        """What this broker knew of its calls that wait elsewhere is gone, should they come back."""
+        for job_id in report.elsewhere:
+            self._crashes_of[(broker.epoch, job_id)] = 0
 
     def broker_died(self, broker: "BrokerActor") -> None:
         for call in self._ledger.open_calls.values():

@@ -55,6 +55,10 @@ class FairRules:
                 self._check(broker, self._ledger.calls[waiting], key, begun)
         self._had_a_turn(broker.epoch, key)
 
+    def adopted(self, broker: "BrokerActor", job_id: bytes) -> None:
+        """A job has begun without a START: it took over what runs."""
+        self._had_a_turn(broker.epoch, self._ledger.calls[job_id].wish.key)
+
     def _check(self, broker: "BrokerActor", call: Call, key: str, begun: Counter[str]) -> None:
         is_here = call.at is not None and self._ledger.world.brokers[call.at] is broker
         if call.wish.key == key or not is_here or not call.is_open or self._ledger.is_nearly_over(call):

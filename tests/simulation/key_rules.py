@@ -27,12 +27,14 @@ class KeyRules:
     def accepted(self, call: Call, broker: "BrokerActor") -> None:
         """Its frontend has just seen that this broker has taken it."""
         self._check_limit(call)
+        joins = self._joins(call)
         for other in self._ledger.open_calls.values():
             if is_other_of_key(other, call):
                 self._ledger.count(MISMATCH)
-                if self._is_active_beside(other, call) and not call.passed_on:
+                if self._is_active_beside(other, call) and not call.passed_on and not joins:
                     self._mismatch(call, other.job_id)
-        self._check_kept(call, broker)
+        if not joins:
+            self._check_kept(call, broker)
 
     def _check_limit(self, call: Call) -> None:
         ledger = self._ledger
@@ -45,10 +47,17 @@ class KeyRules:
             and self._is_active_beside(other, call)
         }
         ledger.count(ONE_A_KEY)
-        is_judged = not call.passed_on and call.identity not in ledger.unjudged
+        is_judged = not call.passed_on and call.identity not in ledger.unjudged and not self._joins(call)
         if is_judged and len(rivals) >= call.wish.key_limit:
             names = ", ".join(ledger.short(other.job_id) for other in rivals.values())
             raise ledger.breaks(ONE_A_KEY, f"{call.wish.key} has {names} beside {ledger.short(call.job_id)}")
+
+    def _joins(self, call: Call) -> bool:
+        """It waits for a job that its broker had already: that one was judged when it came."""
+        return any(
+            other is not call and other.at == call.at and other.accepted_at is not None
+            for other in self._ledger.waiting[call.identity]
+        )
 
     def _check_kept(self, call: Call, broker: "BrokerActor") -> None:
         """No image of the same idempotency key, with other parameters, lies at a worker."""
@@ -85,10 +94,18 @@ class KeyRules:
         """Whether the broker that took the call knew that a worker was running the other one."""
         if call.at is None:
             return False
-        ledger, known_since = self._ledger, call.opened_at - REPORTED_S
+        ledger, known_since = self._ledger, self._asked_since(call) - REPORTED_S
         return any(
             execution.is_drawing
             and execution.reported_to.get(call.accepted_by, known_since) < known_since
             and ledger.is_linked(ledger.world.brokers[call.at], execution.worker)
             for execution in ledger.alike.get(other.identity, ())
+        )
+
+    def _asked_since(self, call: Call) -> float:
+        """When its broker may have got the job that it joins: one can wait on without a call."""
+        return min(
+            other.opened_at
+            for other in self._ledger.calls.values()
+            if other.identity == call.identity and call.at in other.been_at
         )

@@ -111,6 +111,18 @@ class Ledger:
         since = self.world.now - for_s
         return broker.is_calm_since(since) and all(peer.is_calm_with(broker.index, since) for peer in peers)
 
+    def has_twin(self, worker: "WorkerActor") -> bool:
+        """Another process of its name began at nearly the same time: drifting clocks cannot tell which."""
+        world = self.world
+        apart_s = DRIFT * (world.now - worker.born_at)
+        return any(
+            each is not worker
+            and each.name == worker.name
+            and each.died_at > worker.born_at
+            and abs(each.born_at - worker.born_at) <= apart_s
+            for each in (*world.workers, *world.graves)
+        )
+
     # --- Calls ---------------------------------------------------------------------------------
 
     def open(self, call: Call) -> None:

@@ -63,10 +63,16 @@ class Obedience:
                 wants.wanted = set(wanted)
                 glance = self._glance = self._look_at(worker, broker_index, message)
                 self._held.viewed(worker, message, glance.spared)
-            case Start(execution_id=execution_id):
+            case Start(execution_id=execution_id) if not self._is_stopping(worker, execution_id):
                 self._started = (broker_index, execution_id)
             case _:
                 pass
+
+    @staticmethod
+    def _is_stopping(worker: "WorkerActor", execution_id: bytes) -> bool:
+        """Then a START of it that comes late changes nothing."""
+        slot = worker.session.slot
+        return isinstance(slot, Stopping) and slot.execution_id == execution_id
 
     def _look_at(self, worker: "WorkerActor", broker_index: int, view: WorkerView) -> Glance:
         named = {*view.cancel, *view.release, *view.keep}

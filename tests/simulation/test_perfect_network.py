@@ -1,6 +1,7 @@
 """The three cores together when nothing goes wrong, or one thing at a time."""
 
 import pytest
+from simulation.clock import Clock
 from simulation.engine import HAUNTED, HUNGRY, POISON, Temper
 from simulation.frontend_actor import FrontendActor
 from simulation.worker_actor import WorkerActor
@@ -9,6 +10,7 @@ from simulation.world import World
 from frontend.actions import ImageDelivered, JobGivenUp, JobRefused
 from gpu_worker.slot import Free
 from proto.failures import FailureCode, RefusalReason
+from proto.messages import Outcome
 
 
 @pytest.fixture
@@ -332,6 +334,26 @@ def test_a_late_image_is_dropped_while_another_worker_draws(world, frontend, wor
     assert world.broker.core.state.counters.shed["fenced_images"] == 1
 
 
+def test_a_repeat_may_get_an_earlier_image_than_the_one_that_nobody_got(world, frontend, worker, monkeypatch):
+    world.ask(frontend, "key", "a cat", steps=8, repeats="again")
+    until_running(world, worker)
+    world.network.cut(worker.links[0], up=True, down=True, duration_s=60.0)
+    other = world.add_worker("other")
+    send = other.send
+    monkeypatch.setattr(
+        other, "send", lambda index, message: isinstance(message, Outcome) or send(index, message)
+    )
+    world.run_until(lambda: len(other.session.held) == 1 and not other.session.encoding, 20.0)
+    world.run_for(1.5)
+    world.network.cut(other.links[0], up=False, down=True, duration_s=4.0)
+    frontend.leave(world.calls[0])
+    world.network.heal(worker.links[0])
+    world.run_until(lambda: len(world.broker.core.state.workers) == 2, 5.0)
+    repeat = world.ask(frontend, "key", "a cat", steps=8, repeats="again")
+    assert isinstance(until_over(world, repeat), ImageDelivered)
+    assert executions(world) == 2
+
+
 def test_a_restarted_worker_takes_its_predecessors_place_at_once(world, frontend, worker):
     worker.kill()
     world.add_worker("worker")
@@ -358,6 +380,24 @@ def test_after_a_restart_of_the_broker_the_younger_of_two_namesakes_stays(world,
     world.run_for(30.0)
     assert younger.exited is None
     assert worker.exited is not None
+
+
+def test_of_namesakes_of_nearly_one_age_whichever_clock_says_so_stays(world, frontend, worker):
+    world.run_for(1.0)
+    elder = world.add_worker("twin")
+    elder.clock = Clock(0.97, 0.03 * world.now)
+    elder.freeze(20.0)
+    younger = world.add_worker("twin")
+    world.run_for(4.0)
+    worker.kill()
+    world.restart_broker()
+    world.run_until(lambda: frontend.desk.ready_workers(frontend.reading()) == 1, 8.0)
+    call = world.ask(frontend, "key", "a cat", steps=60)
+    world.run_until(lambda: younger.running is not None, world.timing.rebuild_s + 1.0)
+    world.run_until(lambda: not elder.frozen, 20.0)
+    assert isinstance(until_over(world, call, 30.0), ImageDelivered)
+    assert younger.exited is not None
+    assert executions(world) == 2
 
 
 def test_a_frozen_worker_is_not_counted_as_ready(world, frontend, worker):

@@ -58,6 +58,9 @@ class WishRules:
                 self._check_wanted(broker, execution, "is dropped")
             if is_encoded:
                 self._ask_for_its_end(broker, execution)
+        for execution_id in (*view.keep, *view.release):
+            # Its job is over: a repeat may get an earlier image.
+            self._is_no_longer_current(broker, self._ledger.executions[execution_id])
 
     def _check_foreign(self, broker: "BrokerActor", view: WorkerView, worker: "WorkerActor") -> None:
         """It leaves alone what it has not begun or adopted, and another broker wants."""
@@ -89,6 +92,10 @@ class WishRules:
     @staticmethod
     def _ask_for_its_end(broker: "BrokerActor", execution: Execution) -> None:
         execution.cancelled_by.add(broker.epoch)
+        WishRules._is_no_longer_current(broker, execution)
+
+    @staticmethod
+    def _is_no_longer_current(broker: "BrokerActor", execution: Execution) -> None:
         if execution.current_for == broker.epoch:
             execution.current_for = b""
 

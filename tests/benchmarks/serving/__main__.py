@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
+from benchmarks.serving.hops import median_hops_ms
 from benchmarks.serving.load import Callers, Load
 from benchmarks.serving.servers import IMAGE_BYTES, MAX_CALLERS, Server, echo, service
 
@@ -42,10 +43,10 @@ async def one_round(server: Server, calls: int, samples: Samples) -> None:
 
 
 def _add(samples: Samples, count: int, load: Load, cpu_s: float) -> None:
-    samples[f"{count} callers: p50, ms"].append(load.p50_ms)
-    samples[f"{count} callers: p99, ms"].append(load.p99_ms)
-    samples[f"{count} callers: images/s"].append(load.per_second)
-    samples[f"{count} callers: CPU s per 1000"].append(cpu_s / len(load.latencies_s) * 1000)
+    samples[f"{count} at a time: p50, ms"].append(load.p50_ms)
+    samples[f"{count} at a time: p99, ms"].append(load.p99_ms)
+    samples[f"{count} at a time: images/s"].append(load.per_second)
+    samples[f"{count} at a time: CPU s per 1000"].append(cpu_s / len(load.latencies_s) * 1000)
 
 
 async def compare(rounds: int, calls: int) -> None:
@@ -59,7 +60,8 @@ async def compare(rounds: int, calls: int) -> None:
         for _ in range(rounds):
             await one_round(bare, calls, echo_samples)
             await one_round(whole, calls, service_samples)
-        spent = {name: cpu - before[name] for name, cpu in whole.cpu_of_each().items()}
+        images = rounds * sum(max(1, calls // count) * count for count in CALLERS)
+        spent = {name: (cpu - before[name]) / images * 1000 for name, cpu in whole.cpu_of_each().items()}
         memory = bare.memory_mb(), whole.memory_mb()
     print(f"{IMAGE_BYTES} bytes an image, {rounds} rounds of {calls} images; median (lowest to highest)\n")
     print("| | bare echo | the service | ratio |\n|---|---|---|---|")
@@ -67,15 +69,28 @@ async def compare(rounds: int, calls: int) -> None:
         _row(name, bare_values, service_samples[name])
     _row("CPU when idle, % of a core", [idle[0]], [idle[1]])
     _row("memory afterwards, MB", [memory[0]], [memory[1]])
-    total = sum(spent.values()) or 1.0
-    shares = ", ".join(f"{name} {cpu / total:.0%}" for name, cpu in sorted(spent.items()))
-    print(f"\nThe service's CPU time, by process: {shares}")
+    shares = ", ".join(f"{name} {cpu:.2f}" for name, cpu in sorted(spent.items()))
+    print(f"\nThe service's CPU seconds per 1000 images, by process: {shares}")
 
 
 async def _idle(server: Server) -> float:
     before, began = server.cpu_s(), time.perf_counter()
     await asyncio.sleep(IDLE_S)
     return (server.cpu_s() - before) / (time.perf_counter() - began) * 100
+
+
+async def hops(calls: int) -> None:
+    with service(queue_limit=0) as (server, stack):
+        await warm_up(server)
+        async with Callers(server.address, 1) as callers:
+            load = await callers.draw(calls)
+        medians = median_hops_ms(stack)
+    print(
+        f"\nOne call at a time, {load.p50_ms:.1f} ms as the caller sees it, of which\n\n| | ms |\n|---|---|"
+    )
+    for hop, duration_ms in medians.items():
+        print(f"| {hop} | {duration_ms:.2f} |")
+    print(f"| outside the frontend: gRPC and the caller | {load.p50_ms - sum(medians.values()):.2f} |")
 
 
 async def refusals(rounds: int) -> None:
@@ -132,6 +147,7 @@ async def main() -> None:
     parser.add_argument("--calls", type=int, default=300, help="images a round and number of callers")
     given = parser.parse_args()
     await compare(given.rounds, given.calls)
+    await hops(given.calls)
     await refusals(given.rounds)
     await starts(given.rounds)
 

@@ -13,6 +13,7 @@ import image_gen_pb2
 
 GENERATE: Final = "/imagegen.ImageGen/Generate"
 PING: Final = "/imagegen.ImageGen/Ping"
+METRICS: Final = "/imagegen.ImageGen/Metrics"
 REQUEST: Final = image_gen_pb2.GenerateRequest(
     prompt="a lighthouse", height=64, width=64, num_inference_steps=1, guidance_scale=3.5, seed=1
 ).SerializeToString()
@@ -63,6 +64,9 @@ class Callers:
 
     async def ping(self, each: int) -> Load:
         return await self._all(each, lambda key: self._call(PING, b"", key))
+
+    async def metrics(self, each: int) -> Load:
+        return await self._all(each, lambda key: self._call(METRICS, b"", key))
 
     async def be_refused(self, each: int) -> Load:
         """Likewise, where every call must be refused as no worker is free."""

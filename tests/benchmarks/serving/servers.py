@@ -61,6 +61,6 @@ def service(*, queue_limit: int) -> Iterator[tuple[Server, Stack]]:
         tempfile.TemporaryDirectory(prefix="flux-bench-") as folder,
         Stack(Path(folder), keys=(*key_names(MAX_CALLERS), "holder")) as stack,
     ):
-        stack.broker.settings["queue_limit"] = queue_limit
+        stack.broker.settings.update(queue_limit=queue_limit, is_first=True)
         stack.start(fake_step_s=0, fake_png_bytes=IMAGE_BYTES)
         yield Server(stack.address, processes_of(stack.sessions)), stack

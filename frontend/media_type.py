@@ -1,0 +1,68 @@
+"""Which form of a page a client wants, by its `Accept` header (RFC 9110, section 12.5.1)."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+_QUALITY: Final = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?", re.ASCII)
+
+
+class MediaType(Enum):
+    """The forms of /metrics, the preferred one first: name, version, and what is sent as `Content-Type`."""
+
+    JSON = ("application/json", "", "application/json; charset=utf-8")
+    OPEN_METRICS = (
+        "application/openmetrics-text",
+        "1.0.0",
+        "application/openmetrics-text; version=1.0.0; charset=utf-8",
+    )
+    PROMETHEUS = ("text/plain", "0.0.4", "text/plain; version=0.0.4; charset=utf-8")
+
+    @property
+    def content_type(self) -> str:
+        return self.value[2]
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """One entry of the header. Of its parameters only the version tells forms apart."""
+
+    name: str
+    version: str
+    quality: float
+
+    def specificity(self, media_type: MediaType) -> int:
+        """How exactly it means this form; 0: not at all."""
+        name, version, _ = media_type.value
+        if self.name == name and self.version in {"", version}:
+            return 4 if self.version else 3
+        if self.version:
+            return 0
+        return {f"{name.partition('/')[0]}/*": 2, "*/*": 1}.get(self.name, 0)
+
+
+def wanted_type(accept: Iterable[str]) -> MediaType:
+    """The form with the highest quality; of several the first, JSON also where none is acceptable.
+
+    `accept`: the values of all headers of that name. What is malformed in them is left out.
+    """
+    ranges = [entry for value in accept for entry in map(_parse, value.split(",")) if entry is not None]
+    return max(MediaType, key=lambda each: _quality(each, ranges)) if ranges else MediaType.JSON
+
+
+def _quality(media_type: MediaType, ranges: list[_Range]) -> float:
+    """That of the entry which means it most exactly."""
+    meant = [(each.specificity(media_type), each.quality) for each in ranges]
+    specificity, quality = max(meant)
+    return quality if specificity else 0.0
+
+
+def _parse(entry: str) -> _Range | None:
+    name, *rest = (part.strip() for part in entry.lower().split(";"))
+    parameters = {key.strip(): value.strip().strip('"') for key, _, value in (p.partition("=") for p in rest)}
+    quality = parameters.get("q", "1")
+    if not _QUALITY.fullmatch(quality):
+        return None
+    return _Range(name, parameters.get("version", ""), float(quality))
