@@ -196,6 +196,7 @@ class Checker:
                 self._fair.started(broker, message)
             case Outcome():
                 self._dispatches.passed_on(broker, message)
+                self._fair.ended(broker, message)
             case Refuse(job_id=job_id) if job_id is not None:
                 self._check_refuse(broker, message, self._ledger.calls[job_id])
             case FrontendView():
