@@ -9,6 +9,16 @@ from proto.histogram import Histogram
 from proto.messages import Distribution
 
 DRAWING_METHOD: Final = "Generate"
+_COMMON_CODES: Final = (
+    "OK",
+    "CANCELLED",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+)
+"""Those of `Generate` begin at 0: a series that begins at its first failure hides it from `rate()`."""
 REQUEST_BOUNDS_S: Final = (
     0.05,
     0.1,
@@ -47,8 +57,10 @@ class CallTally:
     """Counters only. Calls without a valid API key are not among them."""
 
     def __init__(self) -> None:
-        self._ended: Counter[tuple[str, str]] = Counter()
-        self._request_s: dict[str, Histogram] = {}
+        self._ended: Counter[tuple[str, str]] = Counter(
+            dict.fromkeys(((DRAWING_METHOD, code) for code in _COMMON_CODES), 0)
+        )
+        self._request_s = {code: Histogram(REQUEST_BOUNDS_S) for code in _COMMON_CODES}
         self._image_bytes = Histogram(IMAGE_BOUNDS_BYTES)
 
     def call_ended(self, method: str, code: str, duration_s: float) -> None:

@@ -34,6 +34,8 @@ class BrokerContact:
     """Why the broker does not serve this peer, as it said last."""
     _is_answered: bool = False
     """A view has come on the present connection."""
+    _was_in_vain: bool = False
+    """A fresh connection has been made since a view came last, or since the start."""
     _seq: int = 0
 
     def __post_init__(self) -> None:
@@ -78,7 +80,7 @@ class BrokerContact:
     def viewed(self, view: WorkerView | FrontendView, now: float) -> bool:
         """Take the timing and the epoch from a view; True if it is the first one on this connection."""
         first = not self._is_answered
-        self._is_answered, self._refused = True, None
+        self._is_answered, self._was_in_vain, self._refused = True, False, None
         self.broker_id = view.broker_id
         self.heard(now)
         self.interval_s = min(max(view.heartbeat_interval_ms / 1000, SHORTEST_INTERVAL_S), LONGEST_INTERVAL_S)
@@ -100,8 +102,8 @@ class BrokerContact:
         )
 
     def reconnected(self, now: float) -> bool:
-        """A fresh connection is made; True if the old one had ever been answered."""
-        was_answered, self._is_answered = self._is_answered, False
+        """A fresh connection is made; True if that is news: the one before it was not made in vain."""
+        is_news, self._is_answered, self._was_in_vain = not self._was_in_vain, False, True
         self._connected_at = now
         self.report_soon(now)
-        return was_answered
+        return is_news

@@ -53,6 +53,11 @@ def test_only_the_first_view_of_a_connection_is_news(contact):
     assert contact.viewed(worker_view(), 108.0)
 
 
+def test_a_broker_that_never_answers_is_news_once(contact):
+    assert contact.reconnected(103.0)
+    assert not contact.reconnected(106.0)
+
+
 def test_silence_counts_from_what_was_heard_last(contact):
     contact.viewed(worker_view(), 101.0)
     contact.heard(102.0)
