@@ -36,6 +36,8 @@ Attempts = Annotated[int, Field(strict=True, ge=0, le=1000)]
 Milliseconds = Annotated[int, Field(strict=True, ge=0, le=2**53)]
 Percent = Annotated[int, Field(strict=True, ge=0, le=100)]
 Reading = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(strict=True, ge=0, le=1_000_000, allow_inf_nan=False)]
+"""Longer than anything takes, and short enough to be added up."""
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
 Ids = Annotated[tuple[Id, ...], Field(max_length=MAX_LISTED)]
 Body = Annotated[bytes | memoryview, GetPydanticSchema(lambda _source, _generate: core_schema.any_schema())]
@@ -245,12 +247,12 @@ class Start:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageMade:
-    inference_time_s: Reading
+    inference_time_s: Seconds
     """Until its pixels were there."""
     seed: Seed
     model: ModelCard | None = None
     """That drew it."""
-    steps_time_s: Reading | None = None
+    steps_time_s: Seconds | None = None
     """Of the time above, what the denoising steps took."""
 
 

@@ -229,11 +229,16 @@ def test_a_histogram_is_cumulative():
         Distribution(bounds=(), counts=(), sum=0.0),
         Distribution(bounds=(5.0, 1.0, 1.0), counts=(1, 2), sum=0.0),
         Distribution(bounds=(1.0,), counts=(1, 2, 3, 4), sum=0.0),
+        Distribution(bounds=(1.0, 5.0, 10.0), counts=(1,), sum=0.0),
     ],
 )
 def test_nonsense_of_a_broker_costs_only_its_own_numbers(told):
-    found = samples(of(snapshot(row(), queue_wait_s=told)))
-    assert ("flux_worker_state", "w", "ready") in found
+    service = ServicePicture(brokers=(of(snapshot(row(), queue_wait_s=told)),))
+    text = openmetrics.exposition.generate_latest(registry(own(), service)).decode()
+    parsed = {family.name: family for family in parse_open_metrics(text)}
+    assert parsed["flux_worker_state"].samples
+    counts = [s.value for s in parsed["flux_broker_queue_wait_seconds"].samples if s.name.endswith("_count")]
+    assert counts == [sum(told.counts)]
 
 
 def test_counters_are_there_before_they_count():

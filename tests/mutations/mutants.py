@@ -49,7 +49,7 @@ MUTANTS: Final = [
         "no rebuild window",
         (
             "broker/state.py",
-            "        return self.started_at is None or now < self.started_at + self.timing.rebuild_s\n",
+            "        return self.started_at is None or now < self.started_at + self.window_s\n",
             "        return False\n",
         ),
     ),

@@ -290,6 +290,14 @@ def test_what_travels_with_a_job_is_checked_as_well(field, value):
     assert f"Submit.{field}" in str(caught)
 
 
+@pytest.mark.parametrize("field", ["inference_time_s", "steps_time_s"])
+def test_times_can_be_added_up(field):
+    """Their sums are told, and lines are laid through them: what is finite may have none."""
+    image = image_outcome(identifier("e"))
+    told = {**header_of(image)["image"], field: 1e308}
+    assert f"Outcome.image.{field}" in str(violation(*with_header(image, image=told)))
+
+
 @pytest.mark.parametrize(
     "key", [field.name for field in dataclasses.fields(Submit) if field.default is dataclasses.MISSING]
 )
