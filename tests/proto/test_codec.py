@@ -231,6 +231,7 @@ def test_a_header_that_is_no_map_of_ours(header):
         ("incarnation", "i" * 16),
         ("incarnation", b"i" * 15),
         ("incarnation", b"i" * 17),
+        ("incarnation", "A" * 22 + "=="),
         ("incarnation", None),
         ("seq", True),
         ("seq", 1.0),
@@ -304,13 +305,19 @@ def test_times_can_be_added_up(field):
 def test_what_has_no_default_must_be_there(key):
     if key == "body":
         return
-    assert key in str(violation(*without(submit(), key)))
+    told = str(violation(*without(submit(), key)))
+    assert told.startswith("header: Submit: ")
+    assert key in told
 
 
 def test_a_violation_never_quotes_the_value():
     """Its text goes into logs; a prompt or a key that came astray must not."""
-    caught = violation(*with_header(worker_report(), worker_id={"prompt": "a secret wish"}))
-    assert "secret" not in str(caught)
+    wish = "a secret wish - at `$.seq`"
+    for frames in (
+        with_header(worker_report(), worker_id={"prompt": wish}),
+        with_header(worker_report(), phase=wish),
+    ):
+        assert "secret" not in str(violation(*frames))
 
 
 def test_an_outcome_is_either_an_image_or_a_failure():
