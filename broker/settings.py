@@ -37,7 +37,7 @@ class BrokerSettings(NetworkSettings):
     is_first: bool = Field(
         False,
         description="no broker of this service has run before, so that no peer can have anything to report: "
-        "it serves at once",
+        "it serves at once; never for one that is started again",
     )
 
     @model_validator(mode="after")

@@ -20,23 +20,8 @@ _COMMON_CODES: Final = (
 )
 """Those of `Generate` begin at 0: a series that begins at its first failure hides it from `rate()`."""
 REQUEST_BOUNDS_S: Final = (
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.0,
-    5.0,
-    10.0,
-    15.0,
-    20.0,
-    30.0,
-    45.0,
-    60.0,
-    120.0,
-    300.0,
-    600.0,
-)
+    0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 120.0, 300.0, 600.0,
+)  # fmt: skip
 """Up to the default of `max_job_s`."""
 IMAGE_BOUNDS_BYTES: Final = tuple(float(2**exponent) for exponent in range(14, 25))
 """16 KiB to 16 MiB, the most that the service carries."""

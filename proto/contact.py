@@ -13,6 +13,8 @@ UNANSWERED_REPORTS_PER_INTERVAL: Final = 4
 """A peer that waits for its first view reports this often, so that a start takes no whole interval."""
 SHORTEST_INTERVAL_S: Final = 0.01
 LONGEST_INTERVAL_S: Final = 60.0
+SILENT: Final = "broker silent, connecting anew"
+NEVER_HEARD: Final = "broker has not answered yet"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -101,9 +103,10 @@ class BrokerContact:
             1 if self._is_answered else UNANSWERED_REPORTS_PER_INTERVAL
         )
 
-    def reconnected(self, now: float) -> bool:
-        """A fresh connection is made; True if that is news: the one before it was not made in vain."""
+    def reconnected(self, now: float) -> str | None:
+        """A fresh connection is made. The event for the log, unless the last one was made in vain too."""
+        event = NEVER_HEARD if self.epoch is None else SILENT
         is_news, self._is_answered, self._was_in_vain = not self._was_in_vain, False, True
         self._connected_at = now
         self.report_soon(now)
-        return is_news
+        return event if is_news else None

@@ -15,7 +15,8 @@ class Note:
 
     def with_endpoint(self, endpoints: Sequence[str]) -> "Note":
         """A core knows a broker by its place among the endpoints, and people by the endpoint."""
-        if "broker" not in self.fields:
-            return self
-        others = {name: value for name, value in self.fields.items() if name != "broker"}
-        return replace(self, fields={"endpoint": endpoints[int(str(self.fields["broker"]))], **others})
+        match self.fields:
+            case {"broker": int(place), **others}:
+                return replace(self, fields={"endpoint": endpoints[place], **others})
+            case _:
+                return self
