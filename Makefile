@@ -6,13 +6,14 @@ PIP := $(VENV)/bin/python -m pip install --no-input -qq
 COPIED := $(wildcard proto/image_gen_pb2*)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo serve test clean
+.PHONY: help venv demo serve tox test clean
 
 help:
 	@echo "make demo    draw one image with the whole service on this machine, to demo.png"
 	@echo "make serve   run the service in the foreground until Ctrl-C; API_KEYS=key1,key2 sets the keys"
 	@echo "make venv    only install, into .venv/"
 	@echo "make test    all checks and tests"
+	@echo "make tox     only install tox, which runs one of them: .venv/bin/tox run -e unit"
 	@echo "make install for a host with systemd: PREFIX=/usr/local, DESTDIR=, COMPONENTS=\"broker frontend gpu_worker\""
 	@echo "make clean   remove all that demo, serve and test have made"
 	@echo "PYTHON=...   another Python than python3.11, at least 3.11"
@@ -24,6 +25,8 @@ demo: $(VENV)/.installed
 
 serve: $(VENV)/.installed
 	@exec $(VENV)/bin/python -m deploy
+
+tox: $(VENV)/.tox-installed
 
 test: $(VENV)/.tox-installed
 	@$(VENV)/bin/python -m tox run

@@ -34,6 +34,7 @@ class Broker:
         new_execution_id: Callable[[], bytes],
         timing: Timing,
         queue_limit: int = 0,
+        is_first: bool = False,
     ) -> None:
         """`epoch` is random and names this life of the broker; `queue_limit` new jobs may wait."""
         self.state = BrokerState(
@@ -42,13 +43,14 @@ class Broker:
             new_execution_id=new_execution_id,
             timing=timing,
             queue_limit=queue_limit,
+            is_first=is_first,
         )
         self._job_life = JobLife(self.state)
         self._worker_side = WorkerSide(self.state, self._job_life)
         self._frontend_side = FrontendSide(self.state, self._job_life)
         self._next_round_at: float | None = None
         self._told_ready = 0
-        self._is_rebuilt = timing.rebuild_s == 0
+        self._is_rebuilt = self.state.window_s == 0
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at the instant `now` (seconds of a monotonic clock) and say what is to be done."""

@@ -1,9 +1,11 @@
 """How long jobs take, learnt from those that ended: for retry delays and deadlines that cannot be met."""
 
 import math
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import itemgetter
 from statistics import linear_regression, mean
 from typing import Final
 
@@ -52,8 +54,8 @@ class RunTimes:
     _observed: deque[Observation] = field(default_factory=lambda: deque(maxlen=OBSERVATIONS))
     _line: Line | None = None
     """What was concluded, until there is something new; likewise below."""
-    _bounds: dict[int, float] = field(default_factory=dict)
-    """By work units."""
+    _bounds: list[tuple[int, float]] | None = None
+    """By the work units of all observed, ascending."""
 
     def observe(self, parameters: ImageParameters, run_s: float, now: float) -> None:
         self._observed.append(Observation(now, work_units(parameters), run_s))
@@ -83,17 +85,18 @@ class RunTimes:
         0 where too little was observed.
         """
         self._forget_old(now)
-        units = work_units(parameters)
-        if units not in self._bounds:
-            self._bounds[units] = self._bound_s(units)
-        return self._bounds[units]
+        if self._bounds is None:
+            self._bounds = self._lower_bounds()
+        place = bisect_right(self._bounds, work_units(parameters), key=itemgetter(0))
+        return self._bounds[place - 1][1] if place else 0.0
 
-    def _bound_s(self, units: int) -> float:
-        floor = max((each.units for each in self._observed if each.units <= units), default=None)
-        if floor is None:
-            return 0.0
-        as_large = [each.run_s for each in self._observed if each.units >= floor]
-        return min(as_large) if len(as_large) >= ENOUGH else 0.0
+    def _lower_bounds(self) -> list[tuple[int, float]]:
+        bounds: dict[int, float] = {}
+        shortest_s = math.inf
+        for count, each in enumerate(sorted(self._observed, key=lambda seen: -seen.units), start=1):
+            shortest_s = min(shortest_s, each.run_s)
+            bounds[each.units] = shortest_s if count >= ENOUGH else 0.0
+        return list(reversed(bounds.items()))
 
     def _forget_old(self, now: float) -> None:
         while self._observed and now - self._observed[0].at >= MAX_AGE_S:
@@ -102,7 +105,7 @@ class RunTimes:
 
     def _conclude_anew(self) -> None:
         self._line = None
-        self._bounds.clear()
+        self._bounds = None
 
 
 @dataclass(slots=True)

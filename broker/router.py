@@ -79,6 +79,7 @@ class Router:
             new_execution_id=new_identifier,
             timing=settings.timing,
             queue_limit=settings.queue_limit,
+            is_first=settings.is_first,
         )
         self._core = core
         self._mailbox: Mailbox[Event, Action] = Mailbox(core, TimerFired(), self._perform)

@@ -1,6 +1,5 @@
 """The broker's settings: `FLUX_BROKER_…` in the environment, and the command line."""
 
-import dataclasses
 import platform
 from pathlib import Path
 from typing import Self
@@ -10,7 +9,6 @@ from pydantic_settings import SettingsConfigDict
 
 from proto.endpoints import ListenEndpoint
 from proto.network_settings import NetworkSettings, require_together
-from proto.timing import Timing
 
 
 class BrokerSettings(NetworkSettings):
@@ -39,13 +37,8 @@ class BrokerSettings(NetworkSettings):
     is_first: bool = Field(
         False,
         description="no broker of this service has run before, so that no peer can have anything to report: "
-        "it serves at once",
+        "it serves at once; never for one that is started again",
     )
-
-    @property
-    def timing(self) -> Timing:
-        timing = super().timing
-        return dataclasses.replace(timing, rebuild_s=0.0) if self.is_first else timing
 
     @model_validator(mode="after")
     def _check_key_files(self) -> Self:

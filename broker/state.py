@@ -31,6 +31,8 @@ class BrokerState:
     timing: Timing
     queue_limit: int
     """New jobs that may wait for a worker to become idle."""
+    is_first: bool = False
+    """No broker of this service has run before."""
 
     workers: WorkerTable = field(init=False)
     jobs: JobTable = field(default_factory=JobTable)
@@ -86,12 +88,17 @@ class BrokerState:
         return self.is_rebuilding_at(self.now)
 
     def is_rebuilding_at(self, now: float) -> bool:
-        return self.started_at is None or now < self.started_at + self.timing.rebuild_s
+        return self.started_at is None or now < self.started_at + self.window_s
 
     @property
     def rebuilt_at(self) -> float:
         """The end of the rebuild window."""
-        return (self.now if self.started_at is None else self.started_at) + self.timing.rebuild_s
+        return (self.now if self.started_at is None else self.started_at) + self.window_s
+
+    @property
+    def window_s(self) -> float:
+        """How long that is. What other brokers began later on is given its time by the first one too."""
+        return 0.0 if self.is_first else self.timing.rebuild_s
 
     def shed(self, kind: str) -> None:
         """Something was dropped to keep a bound or a fence."""

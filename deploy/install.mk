@@ -6,6 +6,8 @@ sysconfdir ?= /etc
 libdir ?= $(PREFIX)/lib
 bindir ?= $(PREFIX)/bin
 docdir ?= $(PREFIX)/share/doc/flux-server
+# What others read: Prometheus' rules, Grafana's dashboard.
+datadir ?= $(PREFIX)/share/flux-server
 # Of other prefixes systemd reads nothing.
 systemdparent ?= $(if $(filter /usr /usr/local,$(PREFIX)),$(PREFIX)/lib,$(sysconfdir))
 unitdir ?= $(systemdparent)/systemd/system
@@ -30,6 +32,7 @@ units := flux-server.target $(foreach component,$(COMPONENTS),$(UNIT_$(component
 settings := $(foreach component,$(COMPONENTS),$(SETTINGS_$(component)))
 all_units := flux-server.target $(UNIT_broker) $(UNIT_frontend) $(UNIT_gpu_worker)
 collected := $(COMPONENTS:%=$(WHEELS)/.of-%) $(WHEELS)/.own
+watching := prometheus grafana
 unknown := $(filter-out broker frontend gpu_worker,$(COMPONENTS))
 ifneq ($(unknown),)
 $(error COMPONENTS has $(unknown), expected are broker, frontend and gpu_worker)
@@ -83,6 +86,10 @@ install: $(collected) | $(VENV)/.made
 	@chmod 0644 "$(DESTDIR)$(tmpfilesdir)/flux-server.conf"
 	@install -m 0644 README.md LICENSE $(wildcard docs/*.md) "$(DESTDIR)$(docdir)"
 	@install -m 0644 $(wildcard deploy/systemd/examples/*) "$(DESTDIR)$(docdir)/examples"
+	@for folder in $(watching); do \
+	    install -d "$(DESTDIR)$(datadir)/$$folder" \
+	    && install -m 0644 "deploy/$$folder"/* "$(DESTDIR)$(datadir)/$$folder" || exit 1; \
+	done
 	@if test -e "$(staged)/bin/flux-keys"; then \
 	    install -d "$(DESTDIR)$(bindir)" && ln -sfn "$(home)/bin/flux-keys" "$(DESTDIR)$(bindir)/flux-keys"; fi
 # What somebody has changed stays. It may hold a key: not for everybody.
@@ -104,6 +111,8 @@ uninstall:
 	rm -f $(foreach file,README.md LICENSE $(notdir $(wildcard docs/*.md)) \
 	    $(addprefix examples/,$(notdir $(wildcard deploy/systemd/examples/*))),"$(DESTDIR)$(docdir)/$(file)")
 	-@rmdir "$(DESTDIR)$(docdir)/examples" "$(DESTDIR)$(docdir)" 2>/dev/null || :
+	rm -f $(foreach file,$(wildcard $(watching:%=deploy/%/*)),"$(DESTDIR)$(datadir)/$(file:deploy/%=%)")
+	-@rmdir $(watching:%="$(DESTDIR)$(datadir)/%") "$(DESTDIR)$(datadir)" 2>/dev/null || :
 	rm -f $(foreach unit,$(all_units),"$(DESTDIR)$(unitdir)/$(unit)") "$(DESTDIR)$(bindir)/flux-keys" \
 	    "$(DESTDIR)$(sysusersdir)/flux-server.conf" "$(DESTDIR)$(tmpfilesdir)/flux-server.conf"
 	@if $(on_this_host); then systemctl daemon-reload; fi

@@ -81,7 +81,12 @@ def build_stack(settings: LauncherSettings, inherited: FrontendEnvironment, fold
     http_port = _port(settings.http_port, inherited.http_port)
     for_frontends, for_workers = f"ipc://{folder}/frontends", f"ipc://{folder}/workers"
     broker = _component(
-        "broker", "broker", settings, frontends_endpoint=for_frontends, workers_endpoint=for_workers
+        "broker",
+        "broker",
+        settings,
+        frontends_endpoint=for_frontends,
+        workers_endpoint=for_workers,
+        is_first="false",  # Whatever the launcher's environment says: it is for no restart.
     )
     # Its sockets are in a folder that is new: nobody can have been connected to another one there.
     broker = replace(broker, first_environment={"FLUX_BROKER_IS_FIRST": "true"})

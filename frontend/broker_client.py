@@ -197,7 +197,7 @@ class BrokerClient:
             case SnapshotArrived(broker=broker, snapshot=snapshot):
                 self._picture_came(broker, snapshot)
             case Note():
-                write_note(action)
+                write_note(action.with_endpoint(self._endpoints))
             case _:
                 assert_never(action)
 

@@ -17,6 +17,7 @@ from frontend.cluster import Cluster
 from frontend.health import Health
 from frontend.media_type import MediaType, wanted_type
 from frontend.metrics_page import MetricsPage
+from frontend.rpc import OpenCalls
 
 ALLOWED_METHODS: Final = ("GET", "HEAD")
 PROTECTED: Final = frozenset({"/metrics"})
@@ -35,19 +36,6 @@ log = structlog.get_logger()
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
-class Scrapes:
-    """How many are being answered: each may hold a page of some megabytes until its client has read it."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __enter__(self) -> None:
-        self.count += 1
-
-    def __exit__(self, *_exception: object) -> None:
-        self.count -= 1
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusPages:
     """What the pages show, and how it is found out."""
@@ -55,7 +43,8 @@ class StatusPages:
     cluster: Cluster
     health: Health
     metrics_text: MetricsPage
-    scrapes: Scrapes = field(default_factory=Scrapes)
+    scrapes: OpenCalls = field(default_factory=OpenCalls)
+    """Each may hold a page of some megabytes until its client has read it."""
 
     async def metrics(self, request: web.BaseRequest) -> web.StreamResponse:
         media_type = wanted_type(request.headers.getall("Accept", ()))

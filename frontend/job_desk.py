@@ -365,11 +365,9 @@ class JobDesk:
 
     def _reconnect(self, broker: int, now: float) -> None:
         contact = self.contacts[broker].contact
-        if contact.reconnected(now):
+        if (event := contact.reconnected(now)) is not None:
             silent_s = round(now - contact.last_heard_at, 3)
-            self._note(
-                "broker silent, connecting anew", "warning", broker_id=contact.broker_id, silent_s=silent_s
-            )
+            self._note(event, "warning", broker=broker, broker_id=contact.broker_id, silent_s=silent_s)
         self._actions.append(ReconnectToBroker(broker=broker))
 
     def _report(self, broker: int, now: float) -> None:

@@ -113,8 +113,9 @@ class Families:
         family = self._by_name.get(metric.name) or self._new(metric)
         if isinstance(family, HistogramMetricFamily):
             bounds = [*map(floatToGoString, sorted(set(told.bounds))), "+Inf"]
-            counts = [*told.counts[: len(bounds) - 1], sum(told.counts[len(bounds) - 1 :])]
-            family.add_metric(labels, list(zip(bounds, accumulate(counts), strict=False)), told.sum)
+            counts = [*told.counts, *[0] * len(bounds)]  # For a broker that counts less than it should.
+            counts[len(bounds) - 1 :] = [sum(counts[len(bounds) - 1 :])]
+            family.add_metric(labels, list(zip(bounds, accumulate(counts), strict=True)), told.sum)
 
     def _new(self, metric: Metric) -> Family:
         family = _family(metric)

@@ -19,7 +19,7 @@ from frontend.health import Health
 from frontend.media_type import MediaType
 from frontend.metric_families import FrontendPicture, families
 from frontend.probes import GrpcProbe, ThisHost
-from frontend.render_thread import RenderThread
+from frontend.render_thread import RenderThread, SharedAnswer
 from frontend.rpc import OpenCalls
 from frontend.status import HostLoad, metrics_document, service_status
 from frontend.worker_counters import WorkerCounters
@@ -46,27 +46,16 @@ class MetricsPage:
         self._sources = sources
         self._render_thread = render_thread
         self._version = own_version()
-        self._in_the_making: dict[MediaType, asyncio.Task[bytes]] = {}
+        self._answers = {each: SharedAnswer(partial(self._make, each)) for each in MediaType}
         self._text = _Text()
 
     async def body(self, media_type: MediaType) -> bytes:
-        """The page as it is now. Who asks while it is being made for another gets the same one.
+        """The page as it is now.
 
         Raises:
             TimeoutError: it could not be made in time.
         """
-        task = self._in_the_making.get(media_type)
-        if task is None:
-            task = asyncio.create_task(self._make(media_type))
-            self._in_the_making[media_type] = task
-            task.add_done_callback(partial(self._made, media_type))
-        return await asyncio.shield(task)
-
-    def _made(self, media_type: MediaType, task: asyncio.Task[bytes]) -> None:
-        if self._in_the_making.get(media_type) is task:
-            del self._in_the_making[media_type]
-        if not task.cancelled():
-            task.exception()  # Whoever still waits is told; if nobody does, it is no news.
+        return await self._answers[media_type].get()
 
     async def _make(self, media_type: MediaType) -> bytes:
         async with asyncio.timeout(ANSWER_LIMIT_S):
@@ -94,8 +83,8 @@ class MetricsPage:
         )
 
     def close(self) -> None:
-        for task in self._in_the_making.values():
-            task.cancel()
+        for answer in self._answers.values():
+            answer.close()
 
 
 class _Text:

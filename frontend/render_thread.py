@@ -1,7 +1,7 @@
 """One thread for answers that take long to make: the event loop has jobs to pass on."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -20,3 +20,27 @@ class RenderThread:
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+class SharedAnswer:
+    """One that is the same for all: who asks while it is being made for another gets that one."""
+
+    def __init__(self, make: Callable[[], Awaitable[bytes]]) -> None:
+        self._make = make
+        self._in_the_making: asyncio.Task[bytes] | None = None
+
+    async def get(self) -> bytes:
+        """Raises what `make` raises."""
+        if self._in_the_making is None:
+            self._in_the_making = asyncio.create_task(self._made())
+        return await asyncio.shield(self._in_the_making)
+
+    def close(self) -> None:
+        if self._in_the_making is not None:
+            self._in_the_making.cancel()
+
+    async def _made(self) -> bytes:
+        try:
+            return await self._make()
+        finally:
+            self._in_the_making = None

@@ -15,7 +15,7 @@ from frontend.auth import caller
 from frontend.call_tally import DRAWING_METHOD, CallTally
 from frontend.cluster import Cluster
 from frontend.events import JobOpened
-from frontend.render_thread import RenderThread
+from frontend.render_thread import RenderThread, SharedAnswer
 from frontend.repeats import Repeats, read_repeats
 from frontend.rpc import Context, OpenCalls, name_job, unary_method
 from frontend.status import metrics_response, service_status
@@ -47,6 +47,7 @@ class ImageGenService:
         self._max_job_s = max_job_s
         self._tally = tally
         self._render_thread = render_thread
+        self._metrics = SharedAnswer(self._make_metrics)
 
     def handlers(self, open_calls: OpenCalls) -> grpc.GenericRpcHandler:
         """What to register with the server.
@@ -95,6 +96,9 @@ class ImageGenService:
                 assert_never(end)
 
     async def metrics(self, _request: image_gen_pb2.MetricsRequest, _context: Context) -> bytes:
+        return await self._metrics.get()
+
+    async def _make_metrics(self) -> bytes:
         picture = await self._cluster.service_picture()
         return await self._render_thread.run(
             lambda: metrics_response(service_status(picture)).SerializeToString()

@@ -61,6 +61,7 @@ class WorkerShell:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._make_engine = make_engine
+        self._endpoints = broker_endpoints
         self._session = Session(
             worker_id=worker_id,
             incarnation=new_identifier(),
@@ -151,7 +152,7 @@ class WorkerShell:
                 if not self._over.done():
                     self._over.set_result(action)
             case Note():
-                write_note(action)
+                write_note(action.with_endpoint(self._endpoints))
             case _:
                 assert_never(action)
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final, Protocol, TypeVar
 
+import msgspec
 import psutil
 import pynvml
 import structlog
-from pydantic import TypeAdapter
 
 from gpu_worker.engines.error_text import first_line
 from gpu_worker.own_gpu import is_uuid
@@ -17,7 +17,6 @@ from proto.messages import GpuReading, Readings
 _MIB: Final = 1024 * 1024
 _MAX_GPUS: Final = 64
 _NAME_CHARACTERS: Final = 128
-_READING: Final = TypeAdapter(GpuReading)
 
 _A = TypeVar("_A")
 _T = TypeVar("_T")
@@ -130,7 +129,9 @@ class ReadingsTaker:
     def _read_gpu(self, handle: Handle) -> GpuReading | None:
         """None without the essentials, or with what a report may not hold: the other GPUs' are still good."""
         try:
-            return _READING.validate_python(self._what_it_says(handle))
+            reading = msgspec.convert(self._what_it_says(handle), GpuReading)
+            (reading.uuid + reading.name).encode()  # A report holds UTF-8 alone.
+            return reading
         except (self._nvml.NVMLError, ValueError) as error:
             log.debug("gpu left out of the readings", error=" ".join(str(error).split()))
             return None

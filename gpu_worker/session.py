@@ -182,11 +182,9 @@ class Session:
 
     def _reconnect(self, broker: int, now: float) -> None:
         contact = self.contacts.of(broker)
-        if contact.reconnected(now):
+        if (event := contact.reconnected(now)) is not None:
             silent_s = round(now - contact.last_heard_at, 3)
-            self._outbox.note(
-                "broker silent, connecting anew", "warning", broker_id=contact.broker_id, silent_s=silent_s
-            )
+            self._outbox.note(event, "warning", broker=broker, broker_id=contact.broker_id, silent_s=silent_s)
         self._outbox.add(ReconnectToBroker(broker=broker))
 
     def _report(self, broker: int, now: float) -> None:

@@ -1,16 +1,17 @@
 """Frames <-> messages, with the limits of PROTOCOL.md §2. The only user of msgpack.
 
-Decoding trusts nothing: whatever bytes arrive, the result is a valid message or a `ProtocolViolation`.
+msgpack holds a header to the limits of its shape, msgspec to the types and ranges of `messages.py`. Decoding
+trusts nothing: whatever bytes arrive, the result is a valid message or a `ProtocolViolation`.
 """
 
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, Final, NoReturn
 
 import msgpack
-from pydantic import TypeAdapter, ValidationError
+import msgspec
 
 from proto import messages
 from proto.messages import (
@@ -74,9 +75,10 @@ _COMMANDS: Final = (
 )
 _BY_CODE: Final = {command.code: command for command in _COMMANDS}
 _BY_MESSAGE: Final = {command.message: command for command in _COMMANDS}
-_ADAPTERS: Final[Mapping[type[Message], TypeAdapter[Any]]] = {
-    command.message: TypeAdapter(command.message) for command in _COMMANDS
+_HEADER_KEYS: Final = {
+    message: tuple(field.name for field in fields(message) if field.name != "body") for message in _BY_MESSAGE
 }
+_ENCODER: Final = msgspec.msgpack.Encoder()
 
 
 def encode(message: Message) -> list[Body]:
@@ -86,9 +88,8 @@ def encode(message: Message) -> list[Body]:
         ValueError: the message exceeds a limit; an error of ours, never of a peer.
     """
     command = _BY_MESSAGE[type(message)]
-    fields = _ADAPTERS[command.message].dump_python(message)
-    body = fields.pop("body", None)
-    header = msgpack.packb(fields)
+    body: Any = getattr(message, "body", None)
+    header = _ENCODER.encode({key: getattr(message, key) for key in _HEADER_KEYS[command.message]})
     if len(header) > command.max_header_bytes:
         raise ValueError(
             f"{command.message.__name__}: a header of {len(header)} bytes, at most {command.max_header_bytes}"
@@ -112,18 +113,11 @@ def decode(frames: Sequence[Body]) -> Message:
     if not 2 <= len(frames) <= 3:
         raise ProtocolViolation(ViolationKind.FRAMING, f"{len(frames)} frames, expected 2 or 3")
     command = _command_of(bytes(frames[0][: _PREFIX.size + 1]))
-    fields = _header_of(frames[1], command.max_header_bytes)
+    header = _header_of(frames[1], command.max_header_bytes)
     body = _body_of(command, frames[2:])
     if body is not None:
-        fields["body"] = body
-    try:
-        message: Message = _ADAPTERS[command.message].validate_python(fields)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ProtocolViolation(
-            ViolationKind.HEADER, f"{command.message.__name__}.{place}: {first['msg']}"
-        ) from None
+        header["body"] = body
+    message = _message_of(command.message, header)
     _check_body(message)
     return message
 
@@ -146,7 +140,7 @@ def _header_of(frame: Body, max_bytes: int) -> dict[str, Any]:
     if len(frame) > max_bytes:
         raise ProtocolViolation(ViolationKind.SIZE, f"a header of {len(frame)} bytes")
     try:
-        fields = msgpack.unpackb(
+        header = msgpack.unpackb(
             frame,
             max_array_len=MAX_LISTED,
             max_map_len=MAX_KEYS,
@@ -158,14 +152,27 @@ def _header_of(frame: Body, max_bytes: int) -> dict[str, Any]:
         raise ProtocolViolation(
             ViolationKind.HEADER, f"not msgpack within limits: {type(error).__name__}"
         ) from None
-    if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
-        raise ProtocolViolation(ViolationKind.HEADER, "not a map with strings as keys")
-    return fields
+    if not isinstance(header, dict):
+        raise ProtocolViolation(ViolationKind.HEADER, "not a map")
+    return header
 
 
 def _no_extension(code: int, _data: bytes) -> NoReturn:
     """For those of no length at all; longer ones exceed `max_ext_len`."""
     raise ValueError(f"an extension of type {code}")
+
+
+def _message_of(kind: type[Message], header: dict[str, Any]) -> Message:
+    try:
+        # Without `bytes` among these a string would be taken for base64.
+        return msgspec.convert(header, kind, builtin_types=(bytes,))
+    except msgspec.ValidationError as error:
+        text, found, place = str(error).rpartition(" - at `$")
+        if not found:
+            text, place = place, ""
+        # Of a value that no enumeration has, the text quotes as much as there is.
+        told = text.partition(" '")[0]
+        raise ProtocolViolation(ViolationKind.HEADER, f"{kind.__name__}{place.rstrip('`')}: {told}") from None
 
 
 def _body_of(command: _Command, rest: Sequence[Body]) -> Body | None:

@@ -13,6 +13,8 @@ UNANSWERED_REPORTS_PER_INTERVAL: Final = 4
 """A peer that waits for its first view reports this often, so that a start takes no whole interval."""
 SHORTEST_INTERVAL_S: Final = 0.01
 LONGEST_INTERVAL_S: Final = 60.0
+SILENT: Final = "broker silent, connecting anew"
+NEVER_HEARD: Final = "broker has not answered yet"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,6 +36,8 @@ class BrokerContact:
     """Why the broker does not serve this peer, as it said last."""
     _is_answered: bool = False
     """A view has come on the present connection."""
+    _was_in_vain: bool = False
+    """A fresh connection has been made since a view came last, or since the start."""
     _seq: int = 0
 
     def __post_init__(self) -> None:
@@ -78,7 +82,7 @@ class BrokerContact:
     def viewed(self, view: WorkerView | FrontendView, now: float) -> bool:
         """Take the timing and the epoch from a view; True if it is the first one on this connection."""
         first = not self._is_answered
-        self._is_answered, self._refused = True, None
+        self._is_answered, self._was_in_vain, self._refused = True, False, None
         self.broker_id = view.broker_id
         self.heard(now)
         self.interval_s = min(max(view.heartbeat_interval_ms / 1000, SHORTEST_INTERVAL_S), LONGEST_INTERVAL_S)
@@ -99,9 +103,10 @@ class BrokerContact:
             1 if self._is_answered else UNANSWERED_REPORTS_PER_INTERVAL
         )
 
-    def reconnected(self, now: float) -> bool:
-        """A fresh connection is made; True if the old one had ever been answered."""
-        was_answered, self._is_answered = self._is_answered, False
+    def reconnected(self, now: float) -> str | None:
+        """A fresh connection is made. The event for the log, unless the last one was made in vain too."""
+        event = NEVER_HEARD if self.epoch is None else SILENT
+        is_news, self._is_answered, self._was_in_vain = not self._was_in_vain, False, True
         self._connected_at = now
         self.report_soon(now)
-        return was_answered
+        return event if is_news else None

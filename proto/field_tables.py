@@ -10,9 +10,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import TypeAdapter
+import msgspec
 
 from proto import failures, messages
+from proto.messages import MAX_FLOAT
 
 DOCUMENT: Final = Path(__file__).with_name("PROTOCOL.md")
 BEGIN: Final = "<!-- Made by proto/field_tables.py from messages.py: not to be edited. -->"
@@ -79,7 +80,7 @@ def renewed(document: str) -> str:
 
 def _table(message: type[Any]) -> str:
     notes = _notes(message)
-    types = TypeAdapter(message).json_schema()["properties"]
+    types = msgspec.json.schema(message)["$defs"][message.__name__]["properties"]
     rows = []
     for field in fields(message):
         if field.name != "body":
@@ -101,7 +102,7 @@ def _kind(schema: dict[str, Any]) -> str:
             return f"list of {_kind(schema['items'])}{_bounds(schema)}"
         case "object":
             return f"map to {_kind(schema['additionalProperties'])}"
-        case "string" if schema.get("format") == "binary":
+        case "string" if schema.get("contentEncoding") == "base64":
             return "id"
         case "number":
             return f"float{_bounds(schema)}"
@@ -110,14 +111,18 @@ def _kind(schema: dict[str, Any]) -> str:
 
 
 def _bounds(schema: dict[str, Any]) -> str:
-    told = [text.format(_short(schema[name])) for name, text in _BOUNDS if name in schema]
+    told = [_bound(text, schema[name]) for name, text in _BOUNDS if schema.get(name, MAX_FLOAT) != MAX_FLOAT]
     return f", {', '.join(told)}" if told else ""
 
 
-def _short(number: int) -> str:
-    """A power of two as such."""
-    exponent = number.bit_length() - 1
-    return f"2^{exponent}" if exponent > _LARGE and number == 2**exponent else str(number)
+def _bound(text: str, number: float) -> str:
+    """A large power of two as such, also where only what is below it can be demanded."""
+    exponent = int(number).bit_length()
+    if exponent > _LARGE and number == 2**exponent - 1:
+        return f"< 2^{exponent}"
+    if exponent > _LARGE and number == 2 ** (exponent - 1):
+        return text.format(f"2^{exponent - 1}")
+    return text.format(number)
 
 
 def _default(field: "Field[Any]") -> str:

@@ -6,10 +6,10 @@ arrives. Prompts and images travel as `body`, in a frame of their own beside the
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Final
+from sys import float_info
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from pydantic import Field, GetPydanticSchema
-from pydantic_core import core_schema
+from msgspec import Meta
 
 from proto.failures import FailureCode, RefusalReason
 
@@ -24,22 +24,30 @@ MAX_LISTED: Final = 4096
 """Entries in any list of a message; what exceeds it is reported with a later heartbeat."""
 MAX_BUCKETS: Final = 64
 """Of a distribution."""
+MAX_FLOAT: Final = float_info.max
+"""What is above it, or not a number, is not finite."""
 
-Id = Annotated[bytes, Field(strict=True, min_length=ID_SIZE_BYTES, max_length=ID_SIZE_BYTES)]
+Id = Annotated[bytes, Meta(min_length=ID_SIZE_BYTES, max_length=ID_SIZE_BYTES)]
 """128 random bits: a job, an execution, an incarnation, an epoch. Compared for equality only."""
-Name = Annotated[str, Field(strict=True, min_length=1, max_length=128)]
-Text = Annotated[str, Field(strict=True, max_length=1024)]
-Flag = Annotated[bool, Field(strict=True)]
-Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Name = Annotated[str, Meta(min_length=1, max_length=128)]
+Text = Annotated[str, Meta(max_length=1024)]
+Flag = bool
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Sequence = Count
-Attempts = Annotated[int, Field(strict=True, ge=0, le=1000)]
-Milliseconds = Annotated[int, Field(strict=True, ge=0, le=2**53)]
-Percent = Annotated[int, Field(strict=True, ge=0, le=100)]
-Reading = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-Seed = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
-Ids = Annotated[tuple[Id, ...], Field(max_length=MAX_LISTED)]
-Body = Annotated[bytes | memoryview, GetPydanticSchema(lambda _source, _generate: core_schema.any_schema())]
-"""Checked by the codec, which made it of a frame."""
+Attempts = Annotated[int, Meta(ge=0, le=1000)]
+Milliseconds = Annotated[int, Meta(ge=0, le=2**53)]
+Percent = Annotated[int, Meta(ge=0, le=100)]
+Reading = Annotated[float, Meta(ge=0, le=MAX_FLOAT)]
+Seconds = Annotated[float, Meta(ge=0, le=1_000_000)]
+"""Longer than anything takes, and short enough to be added up."""
+Seed = Annotated[int, Meta(ge=0, extra_json_schema={"exclusiveMaximum": 2**64})]
+"""msgspec knows no bound above 2^63, and msgpack no integer from 2^64 on."""
+Ids = Annotated[tuple[Id, ...], Meta(max_length=MAX_LISTED)]
+if TYPE_CHECKING:
+    Body = bytes | memoryview
+else:
+    # The codec made it of a frame and checks it; msgspec knows no such union.
+    Body = Any
 
 
 class Header:
@@ -55,10 +63,10 @@ class Header:
 class ImageParameters:
     """What image is asked for, beside the prompt. Ranges are the contract's; the frontend validated them."""
 
-    height: Annotated[int, Field(strict=True, ge=1, le=8192)]
-    width: Annotated[int, Field(strict=True, ge=1, le=8192)]
-    steps: Annotated[int, Field(strict=True, ge=1, le=1000)]
-    guidance: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+    height: Annotated[int, Meta(ge=1, le=8192)]
+    width: Annotated[int, Meta(ge=1, le=8192)]
+    steps: Annotated[int, Meta(ge=1, le=1000)]
+    guidance: Annotated[float, Meta(ge=0, le=MAX_FLOAT)]
     seed: Seed
 
 
@@ -158,7 +166,7 @@ class Readings:
     cpu_percent: Reading
     ram_used_mb: Reading
     ram_total_mb: Reading
-    gpus: Annotated[tuple[GpuReading, ...], Field(max_length=64)] = ()
+    gpus: Annotated[tuple[GpuReading, ...], Meta(max_length=64)] = ()
     age_ms: Milliseconds = 0
     """How old they were when they were sent; drivers can block."""
 
@@ -199,7 +207,7 @@ class WorkerReport(Header):
     percent: Percent = 0
     model: ModelCard | None = None
     running: RunningExecution | None = None
-    held: Annotated[tuple[HeldOutcome, ...], Field(max_length=MAX_LISTED)] = ()
+    held: Annotated[tuple[HeldOutcome, ...], Meta(max_length=MAX_LISTED)] = ()
     readings: Readings | None = None
     engine_restarts: Count = 0
     outcomes_shed: Count = 0
@@ -245,12 +253,12 @@ class Start:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageMade:
-    inference_time_s: Reading
+    inference_time_s: Seconds
     """Until its pixels were there."""
     seed: Seed
     model: ModelCard | None = None
     """That drew it."""
-    steps_time_s: Reading | None = None
+    steps_time_s: Seconds | None = None
     """Of the time above, what the denoising steps took."""
 
 
@@ -327,7 +335,7 @@ class FrontendView(Header):
     draining: Flag = False
     rebuilding: Flag = False
     """It has just started: new jobs wait until it knows what is there."""
-    jobs: Annotated[tuple[JobStatus, ...], Field(max_length=MAX_LISTED)] = ()
+    jobs: Annotated[tuple[JobStatus, ...], Meta(max_length=MAX_LISTED)] = ()
     """Those that changed, or all that a report listed. A job missing here means nothing."""
 
 
@@ -344,9 +352,9 @@ class Submit:
     """It had been accepted before: the admission table no longer applies."""
     execution_id: Id | None = None
     """The execution that the frontend last heard of."""
-    key_job_limit: Annotated[int, Field(strict=True, ge=1, le=MAX_KEY_JOBS)] = 1
+    key_job_limit: Annotated[int, Meta(ge=1, le=MAX_KEY_JOBS)] = 1
     """Active jobs that its API key may have."""
-    key_queue_share: Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)] = 1.0
+    key_queue_share: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Of the broker's queue, that its API key may fill."""
     body: Body
     """The prompt, UTF-8."""
@@ -401,9 +409,9 @@ class WorkerRow:
 class Distribution:
     """What a `proto.histogram.Histogram` has counted since its process started."""
 
-    bounds: Annotated[tuple[Reading, ...], Field(max_length=MAX_BUCKETS)]
+    bounds: Annotated[tuple[Reading, ...], Meta(max_length=MAX_BUCKETS)]
     """The upper ends of its buckets, ascending."""
-    counts: Annotated[tuple[Count, ...], Field(max_length=MAX_BUCKETS + 1)]
+    counts: Annotated[tuple[Count, ...], Meta(max_length=MAX_BUCKETS + 1)]
     """Of the values in each bucket, and above them all."""
     sum: Reading
 
@@ -423,7 +431,7 @@ class Snapshot(Header):
     rejected: dict[RefusalReason, Count]
     shed: dict[Name, Count] = field(default_factory=dict)
     """What was dropped to keep a bound or a fence, by kind."""
-    workers: Annotated[tuple[WorkerRow, ...], Field(max_length=MAX_LISTED)] = ()
+    workers: Annotated[tuple[WorkerRow, ...], Meta(max_length=MAX_LISTED)] = ()
     queue_wait_s: Distribution | None = None
     """Of each new job, from its admission until its first execution began."""
     step_s: Distribution | None = None

@@ -1,6 +1,7 @@
 """What is learnt from finished executions."""
 
 import dataclasses
+import math
 
 import pytest
 from hypothesis import given
@@ -83,6 +84,21 @@ def test_estimates_are_sane_whatever_was_seen(seen, wanted):
     assert bound >= 0
     if expected is not None:
         assert min(run_s for _, run_s in seen) <= expected + 1e-6
+
+
+@REPEATABLE
+@given(seen=st.lists(st.tuples(sizes, st.floats(0, 1e6)), max_size=20), wanted=st.lists(sizes, max_size=50))
+def test_the_lower_bound_is_that_of_the_largest_size_seen_that_is_not_larger(seen, wanted):
+    run_times = RunTimes()
+    for parameters, run_s in seen:
+        run_times.observe(parameters, run_s, 0.0)
+    units_seen = [(work_units(size), run_s) for size, run_s in seen]
+    for each in wanted:
+        floor = max((units for units, _ in units_seen if units <= work_units(each)), default=math.inf)
+        as_large = [run_s for units, run_s in units_seen if units >= floor]
+        known_s = min(as_large) if len(as_large) >= ENOUGH else 0.0
+        assert run_times.lower_bound_s(each, 1.0) == known_s
+    assert len(run_times._bounds or ()) <= len(seen), "kept for what was seen, not for what clients ask for"
 
 
 @REPEATABLE

@@ -449,3 +449,16 @@ def test_of_two_images_a_repeat_gets_the_one_that_stays(restarted):
     restarted.after(WINDOW_S)
     restarted.worker("a", held=(images["e2"],))
     assert restarted.view("a").release == (identifier("e2"),)
+
+
+# --- The first broker of a service -------------------------------------------------------------
+
+
+def test_the_first_broker_serves_at_once():
+    first = Driver(rebuild_s=WINDOW_S, is_first=True)
+    first.worker()
+    first.submit()
+    assert first.started().claim.job_id == JOB
+    first.frontend("job")
+    (view,) = first.to_frontend(FrontendView)
+    assert not view.rebuilding

@@ -13,10 +13,10 @@ THEIRS = identifier("theirs")
 GRACE_S = 3.0
 
 
-@pytest.fixture
-def standby() -> Driver:
+@pytest.fixture(params=[False, True], ids=["", "of the first brokers"])
+def standby(request) -> Driver:
     """It has run for long, hears a frontend and a worker, and has no job."""
-    broker = Driver(rebuild_s=GRACE_S)
+    broker = Driver(rebuild_s=GRACE_S, is_first=request.param)
     broker.frontend()
     broker.after(100.0)
     broker.worker()

@@ -144,3 +144,4 @@ def test_only_the_first_broker_need_not_ask_what_goes_on() -> None:
     assert broker.first_environment == {"FLUX_BROKER_IS_FIRST": "true"}
     assert broker.started().first_environment == {}
     assert broker.started().environment == broker.environment
+    assert broker.environment["FLUX_BROKER_IS_FIRST"] == "false", "whatever the launcher is told"

@@ -17,6 +17,7 @@ from proto.messages import (
     SnapshotRequest,
     Submit,
 )
+from proto.notes import Note
 
 FIRST, SECOND = 0, 1
 JOB = identifier("job")
@@ -287,6 +288,18 @@ def test_a_key_is_reported_where_its_call_was_before_the_next_one_follows(accept
     accepted.waiter_left()
     accepted.open("next")
     assert [type(message) for message in accepted.sent(object, FIRST)] == [FrontendReport, Submit]
+
+
+def test_a_broker_that_has_never_answered_is_told_once_and_by_its_endpoint():
+    driver = DeskDriver(brokers=2)
+    driver.tell(TimerFired())
+    told = []
+    for _ in range(10):
+        driver.viewed()
+        driver.after(0.9, answered=False)
+        told += [note.with_endpoint(("tcp://a", "tcp://b")) for note in driver.of(Note)]
+    silent = [note for note in told if note.event == "broker has not answered yet"]
+    assert [(note.level, note.fields["endpoint"]) for note in silent] == [("warning", "tcp://b")]
 
 
 def test_only_the_silent_connection_is_replaced(desk):

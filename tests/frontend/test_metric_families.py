@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest, openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
 from prometheus_client.parser import text_string_to_metric_families as parse
+from samples.metric_queries import SAMPLE_SUFFIXES, problems
 
 import broker
 from frontend.api_keys import KeyProblem
@@ -31,12 +32,6 @@ from proto.messages import (
 
 MIB = 1024 * 1024
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
-SAMPLE_SUFFIXES = {
-    Kind.COUNTER: {""},
-    Kind.GAUGE: {""},
-    Kind.INFO: {""},
-    Kind.HISTOGRAM: {"_bucket", "_sum", "_count"},
-}
 
 
 def gpu(uuid="GPU-1", used_mb=10.0):
@@ -192,11 +187,10 @@ def test_the_table_in_the_documents_is_the_catalog():
 
 
 def test_the_queries_in_the_documents_ask_for_what_there_is():
-    series = {f"{metric.name}{suffix}" for metric in CATALOG for suffix in SAMPLE_SUFFIXES[metric.kind]}
-    queries = [line for line in PAGE.read_text().splitlines() if line.startswith("| ") and "(" in line]
-    asked = {name for line in queries for name in re.findall(r"\bflux_\w+\w(?=[\[{)])", line)}
-    assert len(asked) > 5
-    assert asked <= series
+    cells = re.findall(r"^\| [^`]+ \| `(.+\(.+)` \|$", PAGE.read_text(), re.MULTILINE)
+    queries = [cell.replace("\\|", "|") for cell in cells]
+    assert len(queries) > 5
+    assert not [problem for query in queries for problem in problems(query)]
 
 
 # --- The values --------------------------------------------------------------------------------
@@ -229,11 +223,16 @@ def test_a_histogram_is_cumulative():
         Distribution(bounds=(), counts=(), sum=0.0),
         Distribution(bounds=(5.0, 1.0, 1.0), counts=(1, 2), sum=0.0),
         Distribution(bounds=(1.0,), counts=(1, 2, 3, 4), sum=0.0),
+        Distribution(bounds=(1.0, 5.0, 10.0), counts=(1,), sum=0.0),
     ],
 )
 def test_nonsense_of_a_broker_costs_only_its_own_numbers(told):
-    found = samples(of(snapshot(row(), queue_wait_s=told)))
-    assert ("flux_worker_state", "w", "ready") in found
+    service = ServicePicture(brokers=(of(snapshot(row(), queue_wait_s=told)),))
+    text = openmetrics.exposition.generate_latest(registry(own(), service)).decode()
+    parsed = {family.name: family for family in parse_open_metrics(text)}
+    assert parsed["flux_worker_state"].samples
+    counts = [s.value for s in parsed["flux_broker_queue_wait_seconds"].samples if s.name.endswith("_count")]
+    assert counts == [sum(told.counts)]
 
 
 def test_counters_are_there_before_they_count():

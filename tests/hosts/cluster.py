@@ -5,6 +5,8 @@ Whatever a test waits for is seen from outside: in the answers to calls, or on t
 
 import contextlib
 import json
+import os
+import shutil
 import signal
 import urllib.error
 import urllib.request
@@ -13,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+import pytest
 from hosts.keys import Keys
 from hosts.network import Network
 from processes.stack import LIMIT_S, SLACK_S, Client, Component, OpenCall, processes_of, until
@@ -26,6 +29,7 @@ CLIENTS: Final = "clients"
 """The host of the callers, and of the tests themselves."""
 HOSTS: Final = (*BROKERS, *FRONTENDS, *WORKERS, CLIENTS)
 
+TOOLS: Final = ("ip", "tc", "nft", "unshare")
 KEYS: Final = tuple(f"key-{number}" for number in range(16))
 STEP_S: Final = 0.05
 """Of the fake engine: 20 steps take a second, and hardly any of a core."""
@@ -40,6 +44,16 @@ CLIENT_OPTIONS: Final = (
 """Without them a caller learns of a frontend's host that has vanished at its deadline only."""
 LOOK_S: Final = 0.2
 """Between two looks at the pages: seven components share the cores with the tests."""
+
+
+@contextlib.contextmanager
+def among_hosts() -> Iterator[Network]:
+    """The network of all hosts; in here this thread is on that of the callers."""
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if os.geteuid() != 0 or missing:
+        pytest.exit(f"these tests need root and {', '.join(TOOLS)}; missing: {missing or 'root'}", 2)
+    with Network(HOSTS) as network, network.inside(CLIENTS):
+        yield network
 
 
 class Cluster:

@@ -1,14 +1,10 @@
 """One network for all tests of the session; the tests themselves, and so their calls, are on a host of it."""
 
-import os
-import shutil
 from collections.abc import Iterator
 
 import pytest
-from hosts.cluster import CLIENTS, HOSTS, Cluster
+from hosts.cluster import Cluster, among_hosts
 from hosts.network import Network
-
-TOOLS = ("ip", "tc", "nft", "unshare")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,10 +14,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def network() -> Iterator[Network]:
-    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
-    if os.geteuid() != 0 or missing:
-        pytest.exit(f"these tests need root and {', '.join(TOOLS)}; missing: {missing or 'root'}", 2)
-    with Network(HOSTS) as built, built.inside(CLIENTS):
+    with among_hosts() as built:
         yield built
 
 

@@ -80,7 +80,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m mutations")
     parser.add_argument("names", nargs="*", metavar="name", help=f"of: {'; '.join(names)}")
     parser.add_argument("--seconds-each", type=float, default=120.0)
-    parser.add_argument("--first", type=int, default=1, help="the first seed")
+    parser.add_argument("--first", type=int, help="the first seed; a mutant may have one of its own")
     parser.add_argument("--self-checks", action="store_true", help="with what the cores check themselves")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.names) - set(names))
@@ -93,7 +93,8 @@ def main() -> int:
     for each in MUTANTS:
         if arguments.names and each.name not in arguments.names:
             continue
-        verdict = hunt(each, arguments.seconds_each, arguments.first, self_checks=arguments.self_checks)
+        first = each.first if arguments.first is None else arguments.first
+        verdict = hunt(each, arguments.seconds_each, first, self_checks=arguments.self_checks)
         caught = verdict.invariant or f"SURVIVES {verdict.seeds} seeds"
         at = "" if verdict.seed is None else f"seed {verdict.seed}"
         print(f"{each.name:{width}}  {verdict.seconds:6.1f} s  {at:10}  {caught}", flush=True)

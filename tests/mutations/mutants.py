@@ -21,14 +21,16 @@ class Change:
 class Mutant:
     name: str
     changes: tuple[Change, ...]
+    first: int
+    """The seed to begin with: of one that few worlds show, a seed that did."""
 
 
 class AnchorLost(Exception):
     """The text to be changed is not there, or more than once."""
 
 
-def mutant(name: str, *changes: tuple[str, str, str]) -> Mutant:
-    return Mutant(name, tuple(Change(*change) for change in changes))
+def mutant(name: str, *changes: tuple[str, str, str], first: int = 1) -> Mutant:
+    return Mutant(name, tuple(Change(*change) for change in changes), first)
 
 
 def apply(wanted: Mutant, packages: Path) -> None:
@@ -47,7 +49,7 @@ MUTANTS: Final = [
         "no rebuild window",
         (
             "broker/state.py",
-            "        return self.started_at is None or now < self.started_at + self.timing.rebuild_s\n",
+            "        return self.started_at is None or now < self.started_at + self.window_s\n",
             "        return False\n",
         ),
     ),
@@ -78,6 +80,7 @@ MUTANTS: Final = [
                 "        if job is None or outcome.attempts < job.attempts:\n"
             ),
         ),
+        first=212,
     ),
     mutant(
         "attempts reset at a restart",

@@ -231,6 +231,7 @@ def test_a_header_that_is_no_map_of_ours(header):
         ("incarnation", "i" * 16),
         ("incarnation", b"i" * 15),
         ("incarnation", b"i" * 17),
+        ("incarnation", "A" * 22 + "=="),
         ("incarnation", None),
         ("seq", True),
         ("seq", 1.0),
@@ -290,19 +291,33 @@ def test_what_travels_with_a_job_is_checked_as_well(field, value):
     assert f"Submit.{field}" in str(caught)
 
 
+@pytest.mark.parametrize("field", ["inference_time_s", "steps_time_s"])
+def test_times_can_be_added_up(field):
+    """Their sums are told, and lines are laid through them: what is finite may have none."""
+    image = image_outcome(identifier("e"))
+    told = {**header_of(image)["image"], field: 1e308}
+    assert f"Outcome.image.{field}" in str(violation(*with_header(image, image=told)))
+
+
 @pytest.mark.parametrize(
     "key", [field.name for field in dataclasses.fields(Submit) if field.default is dataclasses.MISSING]
 )
 def test_what_has_no_default_must_be_there(key):
     if key == "body":
         return
-    assert key in str(violation(*without(submit(), key)))
+    told = str(violation(*without(submit(), key)))
+    assert told.startswith("header: Submit: ")
+    assert key in told
 
 
 def test_a_violation_never_quotes_the_value():
     """Its text goes into logs; a prompt or a key that came astray must not."""
-    caught = violation(*with_header(worker_report(), worker_id={"prompt": "a secret wish"}))
-    assert "secret" not in str(caught)
+    wish = "a secret wish - at `$.seq`"
+    for frames in (
+        with_header(worker_report(), worker_id={"prompt": wish}),
+        with_header(worker_report(), phase=wish),
+    ):
+        assert "secret" not in str(violation(*frames))
 
 
 def test_an_outcome_is_either_an_image_or_a_failure():

@@ -3,7 +3,7 @@
 import pytest
 from samples.wire import identifier, worker_view
 
-from proto.contact import BrokerContact
+from proto.contact import NEVER_HEARD, SILENT, BrokerContact
 from proto.timing import Timing
 
 TIMING = Timing()
@@ -48,9 +48,15 @@ def test_the_brokers_interval_counts_within_reason(contact, told_ms, interval_s)
 def test_only_the_first_view_of_a_connection_is_news(contact):
     assert contact.viewed(worker_view(), 100.0)
     assert not contact.viewed(worker_view(), 101.0)
-    assert contact.reconnected(104.0)
-    assert not contact.reconnected(107.0)
+    assert contact.reconnected(104.0) == SILENT
+    assert contact.reconnected(107.0) is None
     assert contact.viewed(worker_view(), 108.0)
+    assert contact.reconnected(112.0) == SILENT
+
+
+def test_a_broker_that_never_answers_is_news_once(contact):
+    assert contact.reconnected(103.0) == NEVER_HEARD
+    assert contact.reconnected(106.0) is None
 
 
 def test_silence_counts_from_what_was_heard_last(contact):

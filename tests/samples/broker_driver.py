@@ -25,7 +25,7 @@ from proto.timing import Timing
 class Driver:
     """Tells the broker things and keeps what it answers to the latest of them."""
 
-    def __init__(self, queue_limit: int = 0, rebuild_s: float = 0) -> None:
+    def __init__(self, queue_limit: int = 0, rebuild_s: float = 0, *, is_first: bool = False) -> None:
         """By default the broker judges new jobs from its first moment on."""
         self.now = 100.0
         self.timing = Timing(rebuild_s=rebuild_s)
@@ -36,6 +36,7 @@ class Driver:
             new_execution_id=self._new_execution_id,
             timing=self.timing,
             queue_limit=queue_limit,
+            is_first=is_first,
         )
         self.actions: list[Any] = []
         self._seqs: dict[bytes, int] = {}

@@ -20,6 +20,7 @@ texts = st.text(characters, max_size=20) | st.just("t" * 1024)
 counts = st.integers(0, 2**63 - 1)
 milliseconds = st.integers(0, 2**53)
 readings_values = st.floats(0, allow_nan=False, allow_infinity=False)
+seconds = st.floats(0, 1e6)
 seeds = st.integers(0, 2**64 - 1)
 
 
@@ -143,9 +144,7 @@ _outcome_fields = {
 images = st.builds(
     m.Outcome,
     **_outcome_fields,
-    image=st.builds(
-        m.ImageMade, inference_time_s=readings_values, seed=seeds, steps_time_s=optional(readings_values)
-    ),
+    image=st.builds(m.ImageMade, inference_time_s=seconds, seed=seeds, steps_time_s=optional(seconds)),
     body=st.binary(min_size=1, max_size=200),
 )
 failures = st.builds(

@@ -129,10 +129,11 @@ class Checker:
     def _note_taken_over(self, call: Call, status: JobStatus) -> None:
         """It gets what is drawn already, or runs for another broker: it adds nothing to what the key has."""
         execution = self._ledger.executions.get(status.execution_id or b"")
-        if execution is None or execution.claim.job_id == call.job_id:
+        if execution is None:
             return
         runs_elsewhere = len(self._ledger.world.brokers) > 1 and execution.epoch != call.accepted_by
-        if runs_elsewhere or not execution.is_drawing:
+        is_its_own = execution.claim.job_id == call.job_id
+        if runs_elsewhere or not (is_its_own or execution.is_drawing):
             self._ledger.unjudged.add(call.identity)
 
     # --- Workers -------------------------------------------------------------------------------
@@ -196,6 +197,7 @@ class Checker:
                 self._fair.started(broker, message)
             case Outcome():
                 self._dispatches.passed_on(broker, message)
+                self._fair.ended(broker, message)
             case Refuse(job_id=job_id) if job_id is not None:
                 self._check_refuse(broker, message, self._ledger.calls[job_id])
             case FrontendView():

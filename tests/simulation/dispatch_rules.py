@@ -79,6 +79,7 @@ class DispatchRules:
             owners={broker.epoch},
         )
         self._check_alone(broker, execution)
+        self._check_only(broker, execution)
         if any(call.passed_on for call in ledger.waiting.get(execution.identity, ())):
             ledger.unjudged.add(execution.identity)  # Its image was lost on its way, and with its worker.
         self._dispatched_of[start.claim.job_id] += 1
@@ -104,6 +105,23 @@ class DispatchRules:
             if other.worker.is_calm_with(broker.index, since) and ledger.is_calm(broker):
                 detail = f"{ledger.short(execution.execution_id)} beside {ledger.short(other.execution_id)}"
                 raise ledger.breaks(ONE_AT_A_TIME, f"{detail} on {other.worker.name}")
+
+    def _check_only(self, broker: "BrokerActor", execution: Execution) -> None:
+        """It has been told that whatever it began for this very job has come to nothing."""
+        ledger = self._ledger
+        for other in self._current_ones(broker, execution):
+            detail = f"{ledger.short(execution.execution_id)}, and {ledger.short(other.execution_id)}"
+            raise ledger.breaks(ONE_AT_A_TIME, f"{detail} is still the current one for {broker.name}")
+
+    def _current_ones(self, broker: "BrokerActor", execution: Execution) -> list[Execution]:
+        """Others of the same job."""
+        return [
+            other
+            for other in self._ledger.alike.get(execution.identity, ())
+            if other.current_for == broker.epoch
+            and other.claim.job_id == execution.claim.job_id
+            and other is not execution
+        ]
 
     # --- In the engine -------------------------------------------------------------------------
 
@@ -181,6 +199,8 @@ class DispatchRules:
         execution = ledger.executions.get(outcome.execution_id)
         if execution is not None and outcome.image is not None:
             self._check_fence(broker, execution)
+        elif execution is not None:
+            self._check_failure_fence(broker, execution)
         elif execution is None and outcome.failure is not None:
             self._check_given_up(broker, call, outcome, outcome.failure.code)
 
@@ -191,6 +211,13 @@ class DispatchRules:
             if later.current_for == broker.epoch and later.sent_at > execution.sent_at:
                 detail = f"{ledger.short(execution.execution_id)}, and {ledger.short(later.execution_id)}"
                 raise ledger.breaks(FENCE, f"{detail} was started since")
+
+    def _check_failure_fence(self, broker: "BrokerActor", execution: Execution) -> None:
+        ledger = self._ledger
+        ledger.count(FENCE)
+        for other in self._current_ones(broker, execution):
+            detail = f"the failure of {ledger.short(execution.execution_id)}"
+            raise ledger.breaks(FENCE, f"{detail}, and {ledger.short(other.execution_id)} is the current one")
 
     def _check_given_up(self, broker: "BrokerActor", call: Call, outcome: Outcome, code: FailureCode) -> None:
         """By the broker itself: after all attempts, or when no worker came in time for another."""
@@ -211,7 +238,7 @@ class DispatchRules:
     def moved(self, broker: "BrokerActor", report: FrontendReport) -> None:
         """What this broker knew of its calls that wait elsewhere is gone, should they come back."""
         for job_id in report.elsewhere:
-            self._crashes_of[(broker.epoch, job_id)] = 0
+            self._job_forgotten(broker, job_id)
 
     def broker_died(self, broker: "BrokerActor") -> None:
         for call in self._ledger.open_calls.values():
@@ -225,8 +252,14 @@ class DispatchRules:
             if call.is_open and broker.index in call.been_at:
                 self._ledger.abandon(call)
                 self._ledger.unjudged.add(call.identity)
-                self._crashes_of[(broker.epoch, call.job_id)] = 0
+                self._job_forgotten(broker, call.job_id)
                 self.forgotten(call)
+
+    def _job_forgotten(self, broker: "BrokerActor", job_id: bytes) -> None:
+        self._crashes_of[(broker.epoch, job_id)] = 0
+        for execution in self._ledger.alike.get(self._ledger.calls[job_id].identity, ()):
+            if execution.claim.job_id == job_id and execution.current_for == broker.epoch:
+                execution.current_for = b""
 
     def forgotten(self, call: Call) -> None:
         """Who has seen a dispatch may be gone or not be asked any more, and its frontend has not."""

@@ -7,7 +7,7 @@ from simulation.calls import Call
 from simulation.invariants import FAIR
 from simulation.ledger import Ledger
 
-from proto.messages import FrontendView, JobState, Start, Submit
+from proto.messages import FrontendView, JobState, Outcome, Start, Submit
 
 if TYPE_CHECKING:
     from simulation.broker_actor import BrokerActor
@@ -58,6 +58,10 @@ class FairRules:
     def adopted(self, broker: "BrokerActor", job_id: bytes) -> None:
         """A job has begun without a START: it took over what runs."""
         self._had_a_turn(broker.epoch, self._ledger.calls[job_id].wish.key)
+
+    def ended(self, broker: "BrokerActor", outcome: Outcome) -> None:
+        """A call gets its outcome, which can be that it was tried often enough: it waits no more."""
+        self._queued_at.get(broker.epoch, {}).pop(outcome.job_id, None)
 
     def _check(self, broker: "BrokerActor", call: Call, key: str, begun: Counter[str]) -> None:
         is_here = call.at is not None and self._ledger.world.brokers[call.at] is broker

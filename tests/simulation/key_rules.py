@@ -54,9 +54,15 @@ class KeyRules:
 
     def _joins(self, call: Call) -> bool:
         """It waits for a job that its broker had already: that one was judged when it came."""
-        return any(
+        if any(
             other is not call and other.at == call.at and other.accepted_at is not None
             for other in self._ledger.waiting[call.identity]
+        ):
+            return True
+        return call.wish.idempotency_hash is not None and any(
+            other.left and other.wish.detach and call.at in other.been_at  # Its job goes on without it.
+            for other in self._ledger.calls.values()
+            if other.identity == call.identity
         )
 
     def _check_kept(self, call: Call, broker: "BrokerActor") -> None:

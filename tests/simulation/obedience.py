@@ -22,6 +22,8 @@ class Wants:
     heard_at: float
     """On the worker's clock."""
     wanted: set[bytes] = field(default_factory=set)
+    epoch: bytes | None = None
+    """Of its last view: a START of another life of the broker says nothing of what this one wants."""
 
 
 @dataclass(slots=True)
@@ -60,10 +62,12 @@ class Obedience:
         wants.heard_at = worker.reading()
         match message:
             case WorkerView(wanted=wanted):
-                wants.wanted = set(wanted)
+                wants.wanted, wants.epoch = set(wanted), message.epoch
                 glance = self._glance = self._look_at(worker, broker_index, message)
                 self._held.viewed(worker, message, glance.spared)
-            case Start(execution_id=execution_id) if not self._is_stopping(worker, execution_id):
+            case Start(execution_id=execution_id, epoch=wants.epoch) if not self._is_stopping(
+                worker, execution_id
+            ):
                 self._started = (broker_index, execution_id)
             case _:
                 pass

@@ -49,6 +49,7 @@ class WishRules:
         """The broker tells a worker what it wants."""
         self._check_foreign(broker, view, worker)
         self._check_let_go(broker, view)
+        self._check_still_wanted(broker, view)
         for execution_id in view.cancel:
             self._check_cancel(broker, self._ledger.executions[execution_id])
         for execution_id in view.release:
@@ -88,6 +89,20 @@ class WishRules:
             if broker.reading() - told_at < MARGIN * ledger.world.timing.rebuild_s:
                 detail = f"{broker.name} ends {ledger.short(execution_id)}"
                 raise ledger.breaks(LET_GO, detail)
+
+    def _check_still_wanted(self, broker: "BrokerActor", view: WorkerView) -> None:
+        """It wants nothing that nobody waits for, once the frontends have told it so."""
+        ledger = self._ledger
+        for execution_id in view.wanted:
+            execution = ledger.executions[execution_id]
+            identity = execution.identity
+            if identity in ledger.waiting or execution.detached or self._may_be_left_behind(execution):
+                continue
+            ledger.count(UNWANTED)
+            told_s = ledger.world.now - max(ledger.last_wanted_at.get(identity, 0.0), broker.born_at)
+            everybody = ledger.world.frontends
+            if told_s > STOP_S / MARGIN and ledger.is_linked(broker, *everybody, for_s=told_s):
+                raise ledger.breaks(UNWANTED, f"{broker.name} wants {ledger.short(execution_id)}")
 
     @staticmethod
     def _ask_for_its_end(broker: "BrokerActor", execution: Execution) -> None:

@@ -15,6 +15,8 @@ def test_nothing_is_written_beside_destdir(host):
     staged = host.path("/root/staged")
     units = {file.name for file in (staged / "usr/local/lib/systemd/system").iterdir()}
     assert units == {"flux-broker.service", "flux-server.target"}
+    shared = {file.name for file in (staged / "usr/local/share/flux-server").glob("*/*")}
+    assert shared >= {"flux-server.rules.yml", "flux-server.json"}
     assert host.run("grep", "-rl", "/root/staged", "/root/staged", check=False).stdout == ""
     host.make("uninstall", "DESTDIR=/root/staged")
     left = host.run("find", "/root/staged", "-type", "f").stdout.split()
