@@ -33,7 +33,7 @@ class Muon(torch.optim.Optimizer):  # type: ignore[misc]
         super().__init__(parameters, {"lr": lr})
 
     @torch.no_grad()  # type: ignore[misc]
-    def step(self, closure: Callable[[], float] | None = None) -> None:
+    def step(self, _closure: Callable[[], float] | None = None) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
