@@ -58,8 +58,8 @@ class WorkerSettings(PeerSettings):
     )
     engine: EngineName = Field(
         "auto",
-        description="flux: the model in the model folder; embedded: a small one of simple shapes, on any"
-        " machine; fake: no model, for tests; auto: flux if the folder holds one or is set, otherwise embedded",
+        description="flux: the model in the model folder; embedded: a small one that draws shapes, for any"
+        " machine; fake: no model, for tests; auto: flux if the folder has one or is set, otherwise embedded",
     )
     model_dir: NamedFolder = Field(
         Path("hub/FLUX.1-dev"), description="folder with a FLUX model in diffusers' layout, for flux and auto"
