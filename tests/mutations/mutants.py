@@ -129,6 +129,7 @@ MUTANTS: Final = [
             "    return one.parameters_digest",
         ),
         ("broker/jobs.py", "        and one.key_fingerprint == other.key_fingerprint\n", ""),
+        ("broker/jobs.py", "None else (claim.key_fingerprint, claim.", 'None else ("", claim.'),
     ),
     mutant(
         "adoption without parameters",
