@@ -361,12 +361,4 @@ MUTANTS: Final = [
             "        self.broker, self.attempts = broker, 0\n",
         ),
     ),
-    mutant(
-        "a call that has moved fails with its former broker",
-        (
-            "frontend/job_desk.py",
-            "        elif outcome.failure is not None and broker == job.broker:\n",
-            "        elif outcome.failure is not None:\n",
-        ),
-    ),
 ]
