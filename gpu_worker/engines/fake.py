@@ -173,7 +173,7 @@ def _suffer(faults: Mapping[int, Fault], step: int) -> None:
         case Fault.HANG:
             _hang()
         case Fault.HOLD_GIL:
-            ctypes.PyDLL(None).pause()
+            _hold_gil()
         case Fault.OUT_OF_MEMORY:
             raise OutOfDeviceMemory(f"fake: out of memory at step {step}")
         case Fault.ERROR:
@@ -187,6 +187,12 @@ def _suffer(faults: Mapping[int, Fault], step: int) -> None:
 def _hang() -> NoReturn:
     while True:
         threading.Event().wait()
+
+
+def _hold_gil() -> NoReturn:
+    libc = ctypes.PyDLL(None)
+    while True:
+        libc.pause()
 
 
 def _wait(duration_s: float) -> None:

@@ -1,4 +1,4 @@
-"""A service for each test: what breaks may stay broken. Its workers and its broker meet over tcp, as hosts do."""
+"""A service for each test, as what breaks may stay broken. It is over tcp, as between hosts."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -145,7 +145,7 @@ class Client:
         options = [
             ("grpc.use_local_subchannel_pool", 1),  # otherwise all clients share one connection
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 1000),  # also the limit for an attempt on a loaded machine
             ("grpc.max_reconnect_backoff_ms", 200),
             *more_options,
         ]
@@ -212,7 +212,7 @@ class Component:
         keys: Sequence[str],
         through: Sequence[str] = (),
     ) -> None:
-        """`through`: a command that becomes the one behind it, in other surroundings, from the next start on."""
+        """`through`: a command that becomes the one behind it, in other surroundings."""
         self.name = name
         self.settings = settings
         self.process: subprocess.Popen[bytes] | None = None
@@ -436,6 +436,12 @@ class Stack:
 
     def start_worker(self, name: str, **settings: object) -> Component:
         """A new worker, or the successor of an ended one with the same settings."""
+        worker = self.prepared_worker(name, **settings)
+        worker.start()
+        return worker
+
+    def prepared_worker(self, name: str, **settings: object) -> Component:
+        """Likewise, to be started later."""
         if name not in self.workers:
             defaults = {
                 "worker_id": name,
@@ -447,7 +453,6 @@ class Stack:
             }
             own = {**defaults, **self._key_files("worker"), **settings}
             self.workers[name] = self._component(name, "gpu_worker", **own)
-        self.workers[name].start()
         return self.workers[name]
 
     def start_frontend(self) -> None:
