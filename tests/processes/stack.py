@@ -30,7 +30,7 @@ from samples.curve import key_folder
 
 import image_gen_pb2
 import image_gen_pb2_grpc
-from gpu_worker.engines.fake import FakeImageContent, read_fake_image
+from gpu_worker.engines.fake import FakeImageContent, prompt_digest, read_fake_image
 from proto.timing import Timing
 
 LIMIT_S: Final = 50.0
@@ -145,7 +145,7 @@ class Client:
         options = [
             ("grpc.use_local_subchannel_pool", 1),  # otherwise all clients share one connection
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 1000),  # also the limit for an attempt on a loaded machine
             ("grpc.max_reconnect_backoff_ms", 200),
             *more_options,
         ]
@@ -221,14 +221,14 @@ class Component:
         self._package = package
         self._folder = folder
         self._keys = keys
-        self._through = through
+        self.through = through
 
     def start(self) -> None:
         assert not self.is_running
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLUX_")}
         with self.log_file(len(self.sessions)).open("wb") as log:
             self.process = subprocess.Popen(
-                [*self._through, sys.executable, "-m", self._package],
+                [*self.through, sys.executable, "-m", self._package],
                 cwd=self._folder,
                 env={**inherited, **self._environment()},
                 stdin=subprocess.DEVNULL,
@@ -251,6 +251,11 @@ class Component:
     def pid(self) -> int:
         assert self.process is not None
         return self.process.pid
+
+    @property
+    def life(self) -> psutil.Process:
+        """The present process: it compares by its start as well, as numbers are given again."""
+        return psutil.Process(self.pid)
 
     def send(self, number: signal.Signals) -> None:
         assert self.is_running, f"{self.name} has ended:\n{self.log_tail()}"
@@ -431,21 +436,23 @@ class Stack:
 
     def start_worker(self, name: str, **settings: object) -> Component:
         """A new worker, or the successor of an ended one with the same settings."""
+        worker = self.prepared_worker(name, **settings)
+        worker.start()
+        return worker
+
+    def prepared_worker(self, name: str, **settings: object) -> Component:
+        """Likewise, to be started later."""
         if name not in self.workers:
             defaults = {
+                "worker_id": name,
+                "broker_endpoints": self._for_workers,
                 "engine": "fake",
                 "fake_step_s": 0.01,
                 "fake_gate": self._gate,
                 "engine_backoff_s": 0.2,
             }
-            self.workers[name] = self._component(
-                name,
-                "gpu_worker",
-                worker_id=name,
-                broker_endpoints=self._for_workers,
-                **{**defaults, **self._key_files("worker"), **settings},
-            )
-        self.workers[name].start()
+            own = {**defaults, **self._key_files("worker"), **settings}
+            self.workers[name] = self._component(name, "gpu_worker", **own)
         return self.workers[name]
 
     def start_frontend(self) -> None:
@@ -499,6 +506,13 @@ class Stack:
         self._clients.append(Client(self.address, self._keys[0] if key is None else key))
         return self._clients[-1]
 
+    def draws(self, key: str = KEYS[1]) -> None:
+        """Every worker is ready, and a further call gets the picture that it asked for."""
+        for name in self.workers:
+            self.until_state(name, "ready")
+        prompt = f"whatever was, {len(self._clients)}"
+        assert content_of(self.client(key).draw(prompt)).prompt_digest == prompt_digest(prompt)
+
     def metrics(self) -> image_gen_pb2.MetricsResponse:
         if self._watcher is None:
             self._watcher = self.client()
@@ -508,6 +522,10 @@ class Stack:
         """The workers as the broker knows them now; none while no broker answers."""
         metrics = self.metrics()
         return list(metrics.workers) if metrics.broker_alive else []
+
+    def executions(self) -> int:
+        """That the present processes of the workers have begun."""
+        return sum(len(worker.events("job started")) for worker in self.workers.values())
 
     def row(self, worker: str) -> image_gen_pb2.WorkerStatus | None:
         return next((row for row in self.rows() if row.worker_id == worker), None)
