@@ -168,14 +168,14 @@ class WorkerShell:
                 assert_never(action)
 
     def _send(self, action: SendToBroker) -> None:
-        self._links[action.broker].send(action.message)
         if self._spans is not None and isinstance(action.message, Outcome):
             self._spans.ended(action.message, self._loop.time())
+        self._links[action.broker].send(action.message)
 
     def _run(self, action: RunJob) -> None:
-        self._present_engine(action.child).run(action.job)
         if self._spans is not None:
             self._spans.began(action, self._loop.time())
+        self._present_engine(action.child).run(action.job)
 
     def _present_engine(self, child: int) -> EngineProcess:
         if self._engine is None or child != self._engine_child:

@@ -147,7 +147,7 @@ class Tracing:
         return self._begun(name, parent, at, attributes, SpanKind.SERVER)
 
     def _begun(self, name: str, parent: Context, at: float, attributes: Attributes, kind: SpanKind) -> Span:
-        offset_ns = time.time_ns() - time.monotonic_ns()
+        offset_ns = _wall_minus_monotonic_ns()
         start_ns = round(at * 1e9) + offset_ns
         span = self._tracer.start_span(name, parent, kind, attributes, start_time=start_ns)
         return Span(self._tracer, span, offset_ns)
@@ -160,6 +160,13 @@ class Tracing:
         closing.join(FLUSH_S)
         if self._queue.unsent:
             log.warning("spans were not sent", spans=self._queue.unsent)
+
+
+def _wall_minus_monotonic_ns() -> int:
+    """Of three readings the one that was interrupted for the shortest time."""
+    readings = [(time.monotonic_ns(), time.time_ns(), time.monotonic_ns()) for _ in range(3)]
+    before, wall, after = min(readings, key=lambda reading: reading[2] - reading[0])
+    return wall - (before + after) // 2
 
 
 def resource_of(component: str, instance: str) -> Resource:

@@ -110,6 +110,11 @@ class OpenCall:
     def is_open(self) -> bool:
         return not self._call.done()
 
+    @property
+    def job_id(self) -> str:
+        """Of a call that has ended: as its metadata say."""
+        return dict(self._call.trailing_metadata())["job-id"]
+
     def cancel(self) -> None:
         self._call.cancel()
 

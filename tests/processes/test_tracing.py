@@ -56,9 +56,8 @@ def test_a_job_is_one_trace_from_its_caller_to_its_png(stack: Stack, collector: 
     assert [span.name for span in inside] == ["text", "step", "step", "step", "decode", "png"]
     assert [span.facts["step"] for span in named(trace, "step")] == [1, 2, 3]
     assert len(trace) == 1 + 4 + len(inside), "and nothing else"
-    for span in inside:  # One host, one clock: to a millisecond, as each component reads it anew.
-        assert call.begun_ns - 10**6 <= execution.begun_ns <= span.begun_ns <= span.ended_ns
-        assert span.ended_ns <= execution.ended_ns <= call.ended_ns + 10**6
+    for span in inside:
+        assert execution.begun_ns <= span.begun_ns <= span.ended_ns <= execution.ended_ns
     assert "heath" not in str(trace)
     assert "client1" not in str(trace)
 
