@@ -44,6 +44,9 @@ PROTOCOL: Final = "http/protobuf"
 QUEUED_SPANS: Final = 2048
 """That wait for the collector, by OpenTelemetry's default; one more costs the oldest."""
 
+CLOCK_WAS_SET_NS: Final = 1_000_000
+"""Less is how exactly the two clocks can be compared: what follows at once shall not begin before."""
+
 Attributes = Mapping[str, str | int | float | bool]
 
 log = structlog.get_logger()
@@ -103,6 +106,7 @@ class Tracing:
         self._provider = provider
         self._queue = queue
         self._tracer = provider.get_tracer("flux-server")
+        self._offset_ns = 0
 
     @classmethod
     def exporting(cls, component: str, instance: str) -> Self:
@@ -121,8 +125,8 @@ class Tracing:
             provider = TracerProvider(resource=resource_of(component, instance), shutdown_on_exit=False)
         except (OSError, ValueError) as error:
             raise CannotTrace(f"tracing: {error}") from error
-        if complaints.last:
-            raise CannotTrace(f"tracing: {complaints.last}")
+        if complaints.first:
+            raise CannotTrace(f"tracing: {complaints.first}")
         return cls(provider, queue)
 
     @property
@@ -148,9 +152,11 @@ class Tracing:
 
     def _begun(self, name: str, parent: Context, at: float, attributes: Attributes, kind: SpanKind) -> Span:
         offset_ns = _wall_minus_monotonic_ns()
-        start_ns = round(at * 1e9) + offset_ns
+        if abs(offset_ns - self._offset_ns) > CLOCK_WAS_SET_NS:
+            self._offset_ns = offset_ns
+        start_ns = round(at * 1e9) + self._offset_ns
         span = self._tracer.start_span(name, parent, kind, attributes, start_time=start_ns)
-        return Span(self._tracer, span, offset_ns)
+        return Span(self._tracer, span, self._offset_ns)
 
     def close(self) -> None:
         """Send what is left, for `FLUSH_S` at most."""
@@ -215,12 +221,13 @@ class Delivery(SpanExporter):
         return self.taken - self.sent
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self._complaints.first = ""
         result = self._exporter.export(spans)
         sent = result is SpanExportResult.SUCCESS
         self.sent += len(spans) if sent else 0
         self.taken += len(spans)
         if not sent and self._rarely.count("lost", time.monotonic()) is not None:
-            log.warning("spans are lost", spans=self.lost, why=self._complaints.last)
+            log.warning("spans are lost", spans=self.lost, why=self._complaints.first)
         return result
 
     def shutdown(self) -> None:
@@ -232,10 +239,11 @@ class Complaints(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.last = ""
+        self.first = ""
+        """Of those since it was emptied: the cause of the others."""
         logger = logging.getLogger("opentelemetry")
         logger.handlers[:] = [self]
         logger.propagate = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.last = record.getMessage()
+        self.first = self.first or record.getMessage()

@@ -46,11 +46,11 @@ def test_a_job_is_one_trace_from_its_caller_to_its_png(stack: Stack, collector: 
     (execution,) = named(trace, "execution")
     assert {span.trace_id for span in trace} == {TRACE_ID}
     assert (call.parent_id, call.facts["rpc.grpc.status_code"]) == (PARENT_ID, 0)
-    assert [(span.name, span.service) for span in trace if span.parent_id == call.span_id] == [
-        ("queued", "flux-broker"),
+    assert sorted((span.name, span.service) for span in trace if span.parent_id == call.span_id) == [
+        ("delivering", "flux-broker"),
         ("dispatched", "flux-broker"),
         ("execution", "flux-worker"),
-        ("delivering", "flux-broker"),
+        ("queued", "flux-broker"),
     ]
     inside = [span for span in trace if span.parent_id == execution.span_id]
     assert [span.name for span in inside] == ["text", "step", "step", "step", "decode", "png"]
