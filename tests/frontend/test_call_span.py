@@ -19,6 +19,12 @@ async def traced(start_frontend, recorded):
         yield running
 
 
+async def call_ended(log_lines):
+    """The client of a call that fails hears it first."""
+    while (await log_lines.get())["event"] != "call ended":
+        pass
+
+
 async def test_a_job_is_opened_below_the_span_of_its_call(traced, recorded):
     traced_call = (*traced.key, ("traceparent", CONTEXT.traceparent), ("tracestate", CONTEXT.tracestate))
     await traced.generate(metadata=traced_call)
@@ -64,11 +70,14 @@ async def test_a_call_that_is_not_sampled_goes_on_without_a_context(traced, reco
         (RuntimeError("a bug"), grpc.StatusCode.INTERNAL, "INTERNAL_ERROR"),
     ],
 )
-async def test_a_failure_is_an_error_where_the_service_is_to_blame(traced, recorded, end, code, error):
+async def test_a_failure_is_an_error_where_the_service_is_to_blame(
+    traced, recorded, log_lines, end, code, error
+):
     traced.cluster.end = end
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await traced.generate()
     assert raised.value.code() is code
+    await call_ended(log_lines)
     (span,) = recorded.spans()
     facts = facts_of(span)
     assert facts["rpc.grpc.status_code"] == code.value[0]
@@ -76,9 +85,10 @@ async def test_a_failure_is_an_error_where_the_service_is_to_blame(traced, recor
     assert has_failed(span) is (error is not None)
 
 
-async def test_a_call_that_asks_for_what_cannot_be_is_traced_without_a_job(traced, recorded):
+async def test_a_call_that_asks_for_what_cannot_be_is_traced_without_a_job(traced, recorded, log_lines):
     with pytest.raises(grpc.aio.AioRpcError):
         await traced.generate(height=0)
+    await call_ended(log_lines)
     (span,) = recorded.spans()
     assert facts_of(span)["rpc.grpc.status_code"] == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     assert "job_id" not in facts_of(span)
