@@ -71,6 +71,7 @@ class JobLife:
             prompt=submit.body,
             deadline=now + submit.claim.remaining_ms / 1000,
             state=Queued(now),
+            trace=submit.trace,
         )
         job.count(submit.claim)
         self._state.jobs.add(job)

@@ -3,15 +3,24 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from broker.actions import Action, SendToFrontend, SendToWorker
+from broker.actions import Action, SendToFrontend, SendToWorker, TracedJobMoved
 from broker.estimates import NextFree, RunTimes
 from broker.frontends import Frontend, FrontendTable
-from broker.jobs import Job, JobTable, is_same_image
+from broker.jobs import Job, JobTable, State, is_same_image
 from broker.snapshot import Counters
 from broker.views import ViewMaker
 from broker.wishes import Moment, Wishes, WishMaker
 from broker.workers import Worker, WorkerTable
-from proto.messages import HeldOutcome, JobClaim, JobStatus, RunningExecution, Submit, ToFrontend, ToWorker
+from proto.messages import (
+    HeldOutcome,
+    JobClaim,
+    JobStatus,
+    RunningExecution,
+    Submit,
+    ToFrontend,
+    ToWorker,
+    TraceContext,
+)
 from proto.notes import Note, NoteLevel
 from proto.timing import Timing
 
@@ -35,7 +44,7 @@ class BrokerState:
     """No broker of this service has run before."""
 
     workers: WorkerTable = field(init=False)
-    jobs: JobTable = field(default_factory=JobTable)
+    jobs: JobTable = field(init=False)
     frontends: FrontendTable = field(default_factory=FrontendTable)
     run_times: RunTimes = field(default_factory=RunTimes)
     next_free: NextFree = field(init=False)
@@ -52,6 +61,7 @@ class BrokerState:
     outbox: list[Action] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.jobs = JobTable(tell_traced=self._traced_job_moved)
         self.next_free = NextFree(good_for_s=self.timing.probe_interval_s)
         self.workers = WorkerTable(probe_after_s=self.timing.probe_after_s)
         self.views = ViewMaker(
@@ -192,6 +202,12 @@ class BrokerState:
             rebuilding=self.is_rebuilding,
         )
         self.send_frontend(frontend.route, view)
+
+    def _traced_job_moved(self, job: Job, trace: TraceContext, state: State | None) -> None:
+        moved = TracedJobMoved(
+            job_id=job.job_id, trace=trace, state=state, attempts=job.attempts, at=self.now
+        )
+        self.outbox.append(moved)
 
     def note(self, event: str, level: NoteLevel = "info", **fields: object) -> None:
         self.outbox.append(Note(event, fields, level))

@@ -17,6 +17,7 @@ from proto.keyring import Keyring
 from proto.large_blocks import keep_large_blocks
 from proto.logs import configure_logging
 from proto.operator_files import FileUnusable
+from proto.tracing import CannotTrace, tracing_if
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,8 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.freeze()  # What is imported stays: a full collection that looks at it holds the loop for 0.1 s.
     try:
         keyring = Keyring(settings.curve_key_file, settings.known_brokers_file, settings.broker_endpoints)
-        asyncio.run(run_until_signal(settings, partial(BrokerClient, keyring=keyring)))
-    except FileUnusable as error:
+        with tracing_if("frontend", settings.frontend_id, enabled=settings.tracing) as tracing:
+            asyncio.run(run_until_signal(settings, partial(BrokerClient, keyring=keyring), tracing))
+    except (FileUnusable, CannotTrace) as error:
         print(f"frontend: {error}", file=sys.stderr)
         return EXIT_BAD_CONFIGURATION
     except CannotListen as error:

@@ -36,6 +36,7 @@ BROKER_SHED: Final = (
     "jobs",
     "turned_away",
     "unsent_messages",
+    "unsent_spans",
     "waiters",
     "worker_violations",
     "workers",

@@ -89,7 +89,11 @@ def encode(message: Message) -> list[Body]:
     """
     command = _BY_MESSAGE[type(message)]
     body: Any = getattr(message, "body", None)
-    header = _ENCODER.encode({key: getattr(message, key) for key in _HEADER_KEYS[command.message]})
+    # What is nil may be missing as well.
+    values = {
+        key: value for key in _HEADER_KEYS[command.message] if (value := getattr(message, key)) is not None
+    }
+    header = _ENCODER.encode(values)
     if len(header) > command.max_header_bytes:
         raise ValueError(
             f"{command.message.__name__}: a header of {len(header)} bytes, at most {command.max_header_bytes}"

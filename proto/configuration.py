@@ -44,6 +44,10 @@ class ComponentSettings(BaseSettings):
         "auto", description="console for people, json for machines; auto: console on a terminal"
     )
     log_prompts: bool = Field(False, description="write prompts into the log")
+    tracing: bool = Field(
+        False,
+        description="send spans of each job to an OpenTelemetry collector, by the standard OTEL_ variables",
+    )
     time_scale: float = Field(
         1.0,
         gt=0,

@@ -16,6 +16,7 @@ COMPILED_FROM = {
     "quantize": ["proto", "gpu_worker", "quantize"],
     "training": ["proto", "gpu_worker", "training"],
     "frontend": ["proto", "frontend"],
+    "tracing": ["tracing"],
     "deploy": ["proto", "broker", "gpu_worker", "frontend", "deploy"],
     "test": ["test"],
     "lint": ["lint"],

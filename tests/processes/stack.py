@@ -110,6 +110,11 @@ class OpenCall:
     def is_open(self) -> bool:
         return not self._call.done()
 
+    @property
+    def job_id(self) -> str:
+        """Of a call that has ended: as its metadata say."""
+        return dict(self._call.trailing_metadata())["job-id"]
+
     def cancel(self) -> None:
         self._call.cancel()
 
@@ -346,6 +351,7 @@ class Stack:
         keys: Sequence[str] = KEYS,
         brokers: int = 1,
         time_scale: float = 1.0,
+        tracing: bool = False,
     ) -> None:
         """`encrypted`: with the keys of `key_folder`, of which all workers have the same."""
         self.timing = Timing().scaled(time_scale)
@@ -362,7 +368,7 @@ class Stack:
         )
         for_frontends, for_workers = endpoints[:brokers], endpoints[brokers:]
         self._for_workers = ",".join(for_workers)
-        self._shared: dict[str, object] = {"log_format": "json", "time_scale": time_scale}
+        self._shared: dict[str, object] = {"log_format": "json", "time_scale": time_scale, "tracing": tracing}
         self.curve = key_folder(folder) if encrypted else None
         self.brokers = [
             self._component(
