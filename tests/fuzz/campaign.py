@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from fuzz.target import Target, keep_corpus
+from fuzz.targets import module_of
 
 AT_ONCE: Final = 2
 INPUT_LIMIT_S: Final = 30
@@ -46,7 +47,9 @@ class Verdict:
         return f"{line}\nFOUND by {self.target}:\n{self.finding}" if self.finding else line
 
 
-def fuzz_all(targets: Iterable[Target], inputs: int, seed: int, folder: Path, *, keep: bool) -> Iterator[Verdict]:
+def fuzz_all(
+    targets: Iterable[Target], inputs: int, seed: int, folder: Path, *, keep: bool
+) -> Iterator[Verdict]:
     """`inputs` of all together; findings are left in `folder`. With `keep`, the corpus is replaced."""
     chosen = list(targets)
     shares = sum(target.share for target in chosen)
@@ -67,6 +70,7 @@ def _fuzzed(target: Target, inputs: int, seed: int, folder: Path, keep: bool) ->
         began_s = time.monotonic()
         process = _run(
             "fuzz.guided",
+            module_of(target),
             target.name,
             str(corpus),
             f"-runs={inputs}",
@@ -97,7 +101,7 @@ def _fuzzed(target: Target, inputs: int, seed: int, folder: Path, keep: bool) ->
 
 
 def _reached(target: Target, corpus: Path) -> tuple[int, int]:
-    process = _run("fuzz.reached", target.name, str(corpus))
+    process = _run("fuzz.reached", module_of(target), target.name, str(corpus))
     if process.returncode != 0:
         raise RuntimeError(process.stderr)
     statements, reached = process.stdout.split()[-2:]

@@ -39,7 +39,9 @@ def with_few_names(message: Any, number: int) -> Any:
 
 def _renamed(value: Any, number: int, name: str = "") -> Any:
     if is_dataclass(value):
-        changed = {each.name: _renamed(getattr(value, each.name), number, each.name) for each in fields(value)}
+        changed = {
+            each.name: _renamed(getattr(value, each.name), number, each.name) for each in fields(value)
+        }
         return replace(value, **changed)  # type: ignore[type-var]
     if isinstance(value, tuple):
         return tuple(_renamed(each, number, name) for each in value)

@@ -1,19 +1,22 @@
-"""One target, fuzzed by atheris: `python -m fuzz.guided TARGET FOLDER [libFuzzer's options]`.
+"""One target, fuzzed by atheris: `python -m fuzz.guided MODULE TARGET FOLDER [libFuzzer's options]`.
 
 The folder holds the inputs that reached something new; a finding ends the process with another status than 0.
 """
 
 import sys
 from random import Random
+from typing import Final
 
 import atheris
 
-with atheris.instrument_imports(include=["proto", "broker", "frontend", "gpu_worker", "deploy", "tomllib"]):
-    from fuzz.targets import TARGETS
+from fuzz.targets import of_module
+
+INSTRUMENTED: Final = ["proto", "broker", "frontend", "gpu_worker", "deploy", "tomllib"]
 
 
 def main() -> None:
-    target = TARGETS[sys.argv[1]]
+    with atheris.instrument_imports(include=INSTRUMENTED):
+        target = of_module(sys.argv[1])[sys.argv[2]]
     mutate = target.mutate
 
     def change(data: bytes, max_bytes: int, seed: int) -> bytes:
@@ -23,7 +26,7 @@ def main() -> None:
         return atheris.Mutate(data, max_bytes)
 
     options = {} if mutate is None else {"custom_mutator": change}
-    atheris.Setup([sys.argv[0], *sys.argv[2:]], target.check, **options)
+    atheris.Setup([sys.argv[0], *sys.argv[3:]], target.check, **options)
     atheris.Fuzz()
 
 

@@ -1,4 +1,4 @@
-"""What the inputs in a folder reach: `python -m fuzz.reached TARGET FOLDER` prints `STATEMENTS REACHED`."""
+"""What the inputs in a folder reach: `python -m fuzz.reached MODULE TARGET FOLDER` prints `STATEMENTS REACHED`."""
 
 import sys
 from importlib import import_module
@@ -6,14 +6,16 @@ from pathlib import Path
 
 import coverage
 
+from fuzz.targets import of_module
+
 
 def main() -> None:
-    name, folder = sys.argv[1:]
-    watch = coverage.Coverage(data_file=None, include=["*/proto/*", "*/broker/*", "*/frontend/*", "*/gpu_worker/*"])
+    home, name, folder = sys.argv[1:]
+    watch = coverage.Coverage(
+        data_file=None, include=["*/proto/*", "*/broker/*", "*/frontend/*", "*/gpu_worker/*"]
+    )
     watch.start()
-    from fuzz.targets import TARGETS  # what a module does when it is imported is reached, too
-
-    target = TARGETS[name]
+    target = of_module(home)[name]  # what a module does when it is imported is reached, too
     for file in sorted(Path(folder).iterdir()):
         target.check(file.read_bytes())
     watch.stop()

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from fuzz.damage import damaged_bytes
 from fuzz.target import Target
-from fuzz.targets import TARGETS
+from fuzz.targets import all_targets
 
 NEW_INPUTS = 150
+TARGETS = all_targets()
 TRIED = [target for target in TARGETS.values() if target.property_test is None]
 
 

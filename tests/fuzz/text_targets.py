@@ -68,7 +68,9 @@ def judge_settings(data: bytes) -> None:
     if not data:
         return
     lines = os.fsdecode(data[1:].replace(b"\0", b"")).split("\n")
-    variables = dict(line.split("=", 1) for line in lines if not line.startswith(ARGUMENT) and "=" in line[1:])
+    variables = dict(
+        line.split("=", 1) for line in lines if not line.startswith(ARGUMENT) and "=" in line[1:]
+    )
     arguments = [line for line in lines if line.startswith(ARGUMENT)]
     told = io.StringIO()
     environment = patch.dict(os.environ, variables, clear=True)
@@ -196,13 +198,13 @@ PARAMETERS: Final = ImageParameters(height=2, width=2, steps=1, guidance=1.0, se
 def judge_picture(data: bytes) -> None:
     """A prompt, whatever its letters, can be read in the picture."""
     prompt = data.decode(errors="replace")
-    job = EngineJob(execution_id=bytes(16), prompt=prompt, parameters=PARAMETERS, attempts=1, job_id=bytes(16))
+    job = EngineJob(
+        execution_id=bytes(16), prompt=prompt, parameters=PARAMETERS, attempts=1, job_id=bytes(16)
+    )
     png = encode_png(np.zeros((2, 2, 3), np.uint8), WRITER.texts(job))
     with Image.open(io.BytesIO(png)) as picture:
         picture.load()
         same(picture.info[DESCRIPTION], prompt.replace("\0", "\N{REPLACEMENT CHARACTER}"))
-
-
 
 
 TARGETS: Final = (

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from hypothesis import given
+from hypothesis import Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 from samples import strategies as wire
 
@@ -38,7 +38,7 @@ def example_messages() -> list[Message]:
 def _drawn_from(strategy: SearchStrategy[Message]) -> list[Message]:
     drawn: list[Message] = []
 
-    @wire.REPEATABLE
+    @settings(wire.REPEATABLE, max_examples=10, phases=[Phase.generate])
     @given(message=strategy)
     def draw(message: Message) -> None:
         drawn.append(message)
