@@ -3,6 +3,7 @@
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Final
 
+from fuzz.target import Finding, Target, same
 from google.rpc.status_pb2 import Status
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,6 @@ from frontend.actions import EndJob, ImageDelivered, JobGivenUp, JobRefused
 from frontend.events import FromBroker as DeskHeard
 from frontend.events import WaiterLeft
 from frontend.service import encode_answer
-from fuzz.target import Finding, Target, same
 from gpu_worker.actions import RunJob
 from gpu_worker.events import EngineDrawn, EngineFinished
 from gpu_worker.events import FromBroker as SessionHeard

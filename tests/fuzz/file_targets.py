@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Final
 
 import trustme
+from fuzz.target import PLANTED, Target, refusing, same
 
 from broker.authorized_keys import read_authorized_keys
 from frontend.key_file import read_clients
 from frontend.tls import ServerTls, TlsFiles
-from fuzz.target import PLANTED, Target, refusing, same
+from gpu_worker.block_layout import METADATA_KEY, read_layout
 from gpu_worker.engines.engine import ModelUnusable
 from gpu_worker.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from gpu_worker.model_store import check_flux_folder
-from gpu_worker.block_layout import METADATA_KEY, read_layout
 from proto.key_file import read_key_pair
 from proto.keys import make_key_pair, write_key_pair
 from proto.known_brokers import read_known_brokers

@@ -8,7 +8,6 @@ from random import Random
 from typing import Final
 
 import atheris
-
 from fuzz.targets import of_module
 
 INSTRUMENTED: Final = ["proto", "broker", "frontend", "gpu_worker", "deploy", "tomllib"]

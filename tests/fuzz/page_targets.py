@@ -3,6 +3,7 @@
 import json
 from typing import Final
 
+from fuzz.target import Finding, Target
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -15,7 +16,6 @@ from frontend.media_type import MediaType
 from frontend.metric_families import FrontendPicture
 from frontend.metrics_page import _Text, json_page
 from frontend.status import HostLoad, metrics_response, service_status
-from fuzz.target import Finding, Target
 
 THIS_HOST: Final = HostLoad(cpu_percent=1.0, ram_used_mb=1.0, gpu_used_mb=0.0)
 OWN: Final = FrontendPicture(

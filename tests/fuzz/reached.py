@@ -1,11 +1,13 @@
-"""What the inputs in a folder reach: `python -m fuzz.reached MODULE TARGET FOLDER` prints `STATEMENTS REACHED`."""
+"""What the inputs in a folder reach: `python -m fuzz.reached MODULE TARGET FOLDER`.
+
+It prints how many statements the target's modules have, and how many of them were reached.
+"""
 
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import coverage
-
 from fuzz.targets import of_module
 
 

@@ -1,4 +1,4 @@
-"""What is fuzzed: a piece of the product that takes bytes or text from outside, and the verdict on what it does."""
+"""What is fuzzed: a piece of the product that takes bytes or text from outside, and the verdict on it."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,14 +1,13 @@
-"""A short part of the fuzz run: what earlier runs have kept, and some hundreds of new inputs for each target."""
+"""A short part of the fuzz run: what earlier runs have kept, and a few new inputs for each target."""
 
 from random import Random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from fuzz.damage import damaged_bytes
 from fuzz.target import Target
 from fuzz.targets import all_targets
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 NEW_INPUTS = 150
 TARGETS = all_targets()

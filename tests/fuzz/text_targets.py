@@ -7,8 +7,10 @@ from typing import Final
 from unittest.mock import patch
 
 import numpy as np
+from fuzz.target import PLANTED, Finding, Target, check_text, refusing, same
 from PIL import Image
 from pydantic import BaseModel, ValidationError
+from samples.wire import submit
 from structlog.testing import capture_logs
 
 import image_gen_pb2
@@ -21,7 +23,6 @@ from frontend.repeats import read_repeats
 from frontend.rpc import _decode
 from frontend.settings import FrontendSettings
 from frontend.validation import RequestLimits, ValidJob, validate
-from fuzz.target import PLANTED, Finding, Target, check_text, refusing, same
 from gpu_worker.engines.engine import EngineJob
 from gpu_worker.own_gpu import own_gpu
 from gpu_worker.png import encode_png
@@ -35,7 +36,6 @@ from proto.endpoints import BrokerEndpoints, ListenEndpoint
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.messages import ImageParameters, ModelCard
 from proto.service_manager import ServiceManager
-from samples.wire import submit
 
 # --- Settings ------------------------------------------------------------------------------------
 

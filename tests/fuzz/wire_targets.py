@@ -2,12 +2,12 @@
 
 from typing import Final
 
+from fuzz.damage import damaged_bytes, frames_of, joined
+from fuzz.target import Target, check_text, same
 from hypothesis import Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 from samples import strategies as wire
 
-from fuzz.damage import damaged_bytes, frames_of, joined
-from fuzz.target import Target, check_text, same
 from proto.codec import ProtocolViolation, decode, encode
 from proto.messages import Message
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from processes.stack import Stack, free_ports
-
 from fuzz.live.clients import GRPC_ATTACKS, HTTP_ATTACKS
 from fuzz.live.peers import ATTACKS, HostileBroker, flood, strangers
 from fuzz.live.watch import Watch
+from processes.stack import Stack, free_ports
 
 MAX_STRANGERS: Final = 2000
 

@@ -8,9 +8,9 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import zmq
-
 from fuzz.damage import damaged
 from fuzz.wire_targets import example_messages
+
 from proto.codec import MAX_HEADER_BYTES, ProtocolViolation, decode, encode
 from proto.failures import RefusalReason
 from proto.messages import Refuse, Start, Submit, WorkerPhase, WorkerReport
