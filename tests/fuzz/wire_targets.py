@@ -1,5 +1,6 @@
 """Frames: whatever they hold, the codec makes a valid message of them, or says what is wrong."""
 
+from functools import cache
 from typing import Final
 
 from fuzz.damage import damaged_bytes, frames_of, joined
@@ -27,12 +28,13 @@ def examples() -> list[bytes]:
     return [joined(list(encode(message))) for message in example_messages()]
 
 
-def example_messages() -> list[Message]:
-    found = []
+@cache
+def example_messages() -> tuple[Message, ...]:
+    found: list[Message] = []
     for strategy in wire.BY_TYPE.values():
         by_size = sorted(_drawn_from(strategy), key=lambda message: len(encode(message)[1]))
         found += [by_size[0], by_size[len(by_size) // 2]]
-    return found
+    return tuple(found)
 
 
 def _drawn_from(strategy: SearchStrategy[Message]) -> list[Message]:
