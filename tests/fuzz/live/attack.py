@@ -11,6 +11,7 @@ from fuzz.live.clients import GRPC_ATTACKS, HTTP_ATTACKS
 from fuzz.live.peers import ATTACKS, HostileBroker, flood, strangers
 from fuzz.live.watch import Watch
 from processes.stack import Stack, free_ports
+from zmq import ZMQError
 
 MAX_STRANGERS: Final = 2000
 
@@ -63,8 +64,8 @@ def _by_a_broker(folder: Path, frames: int, seed: int) -> Iterator[str]:
         with Stack(folder, over_tcp=True) as stack:
             settings = stack.frontend.settings
             settings["broker_endpoints"] = f"{settings['broker_endpoints']},{of_frontend}"
-            own = stack.broker.settings["workers_endpoint"]
-            stack.start(broker_endpoints=f"{own},{of_worker}")
+            stack._for_workers += f",{of_worker}"
+            stack.start()
             for name, broker in brokers.items():
                 random = Random(f"{seed} {name}")
                 yield from _watched(
@@ -103,8 +104,12 @@ def _share(frames: int, share: float) -> int:
 
 def _watched(stack: Stack, name: str, run: Callable[[], int]) -> Iterator[str]:
     began_s = time.monotonic()
+    sent = 0
     with Watch(stack) as watch:
-        sent = run()
+        try:
+            sent = run()
+        except (AssertionError, OSError, ZMQError) as error:  # the service did not take it as it should
+            watch.problems.append(f"{type(error).__name__}: {error}")
         took_s = time.monotonic() - began_s
     who, mib = max(watch.growth_mib.items(), key=lambda each: each[1])
     yield (

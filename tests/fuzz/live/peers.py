@@ -15,7 +15,7 @@ from proto.codec import MAX_HEADER_BYTES, ProtocolViolation, decode, encode
 from proto.failures import RefusalReason
 from proto.messages import Refuse, Start, Submit, WorkerPhase, WorkerReport
 
-SEND_LIMIT_MS: Final = 60_000
+SEND_LIMIT_MS: Final = 300_000
 PEERS: Final = 4
 """That send at the same time; each is replaced now and then."""
 MESSAGES_A_LIFE: Final = 2000
