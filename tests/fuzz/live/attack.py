@@ -7,6 +7,8 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
+import grpc
+from _pytest.outcomes import Failed
 from fuzz.live.clients import GRPC_ATTACKS, HTTP_ATTACKS
 from fuzz.live.peers import ATTACKS, HostileBroker, flood, strangers
 from fuzz.live.watch import Watch
@@ -19,9 +21,11 @@ MAX_STRANGERS: Final = 2000
 def attack(frames: int, seed: int) -> Iterator[str]:
     """A line for each attack; one that begins with FOUND for each problem."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        yield from _in_clear(Path(folder, "clear"), frames, seed)
-        yield from _by_a_broker(Path(folder, "broker"), frames, seed)
-        yield from _encrypted(Path(folder, "encrypted"), frames, seed)
+        for name, part in (("clear", _in_clear), ("broker", _by_a_broker), ("encrypted", _encrypted)):
+            try:
+                yield from part(Path(folder, name), frames, seed)
+            except (grpc.RpcError, Failed) as error:
+                yield f"FOUND {name}: the service does not serve: {error!r}"
 
 
 def _in_clear(folder: Path, frames: int, seed: int) -> Iterator[str]:
