@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -58,7 +58,7 @@ def fuzz_all(
             pool.submit(_fuzzed, target, round(inputs * target.share / shares), seed, folder, keep)
             for target in sorted(chosen, key=lambda target: -target.share)
         ]
-        for each in begun:
+        for each in as_completed(begun):
             yield each.result()
 
 

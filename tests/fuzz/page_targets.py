@@ -4,7 +4,7 @@ import json
 from typing import Final
 
 from fuzz.target import Finding, Target
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from samples import strategies as wire
@@ -40,7 +40,7 @@ pictures = st.builds(
 )
 
 
-@wire.REPEATABLE
+@settings(wire.REPEATABLE, max_examples=20)  # each makes four pages
 @given(picture=pictures)
 def pages_show(picture: ServicePicture) -> None:
     """Whatever brokers say, there is a page in each form, and it can be read."""

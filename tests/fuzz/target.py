@@ -57,6 +57,7 @@ def corpus_of(name: str) -> list[bytes]:
 
 
 def keep_corpus(name: str, inputs: list[bytes]) -> None:
+    CORPUS.mkdir(exist_ok=True)
     lines = sorted({each.hex() for each in inputs}, key=lambda line: (len(line), line))
     (CORPUS / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
 
