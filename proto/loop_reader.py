@@ -11,6 +11,8 @@ from typing import Final
 
 import zmq
 
+PARTS_MAX: Final = 16
+"""Of a message; a request to the authenticator has nine, with its route."""
 _DRAINED_AT_ONCE: Final = 64
 """Messages taken before the loop gets its turn again."""
 # As plain numbers: with pyzmq's own flags each call takes twice as long.
@@ -70,7 +72,11 @@ class LoopReader:
         return False
 
     def _take_message(self) -> list[zmq.Frame]:
-        frames = [self._socket.recv(_NOBLOCK, copy=False)]
-        while frames[-1].more:
-            frames.append(self._socket.recv(_NOBLOCK, copy=False))
+        """Of one with more parts than any has, the first ones: the rest would only fill the memory."""
+        frame = self._socket.recv(_NOBLOCK, copy=False)
+        frames = [frame]
+        while frame.more:
+            frame = self._socket.recv(_NOBLOCK, copy=False)
+            if len(frames) < PARTS_MAX:
+                frames.append(frame)
         return frames

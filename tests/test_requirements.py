@@ -21,6 +21,7 @@ COMPILED_FROM = {
     "test": ["test"],
     "lint": ["lint"],
     "types": ["types"],
+    "fuzz": ["fuzz"],
     "tox": ["tox"],
 }
 COMMENT = re.compile(r"(^|\s)#.*$")
