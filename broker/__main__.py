@@ -12,6 +12,7 @@ from broker.settings import BrokerSettings
 from proto.configuration import load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
 from proto.file_watch import keep_fresh
+from proto.garbage import collect_rarely
 from proto.large_blocks import keep_large_blocks
 from proto.logs import configure_logging
 from proto.operator_files import FileUnusable
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(BrokerSettings, argv, "broker")
     configure_logging("broker", settings.log_level, settings.log_format)
     keep_large_blocks()
+    collect_rarely()
     try:
         asyncio.run(_run(settings, _gatekeeper(settings)))
     except FileUnusable as error:
