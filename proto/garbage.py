@@ -11,8 +11,8 @@ def collect_rarely() -> None:
     """What exists now, the imports, is never looked at again; what comes is, every `NEW_OBJECTS`.
 
     A call leaves no cycles behind: with the collector off, the memory of all processes stays as it is.
-    With Python's own thresholds looking took a tenth of an image's CPU, and a full look at the frontend's imports held its loop
-    for 0.1 s.
+    With Python's own thresholds looking took a tenth of an image's CPU, and a full look at the frontend's
+    imports held its loop for 0.1 s.
     """
     gc.freeze()
     gc.set_threshold(NEW_OBJECTS, *gc.get_threshold()[1:])
