@@ -13,6 +13,7 @@ from broker.settings import BrokerSettings
 from proto.configuration import load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
 from proto.file_watch import keep_fresh
+from proto.garbage import collect_rarely
 from proto.large_blocks import keep_large_blocks
 from proto.logs import configure_logging
 from proto.operator_files import FileUnusable
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(BrokerSettings, argv, "broker")
     configure_logging("broker", settings.log_level, settings.log_format)
     keep_large_blocks()
+    collect_rarely()
     try:
         with tracing_if("broker", settings.broker_id, enabled=settings.tracing) as tracing:
             asyncio.run(_run(settings, _gatekeeper(settings), None if tracing is None else JobSpans(tracing)))

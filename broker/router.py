@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Final, assert_never
 
 import structlog
@@ -18,6 +19,7 @@ from broker.events import (
     FromFrontend,
     FromWorker,
     FrontendUnreachable,
+    HeardUntil,
     TimerFired,
     WorkerUnreachable,
 )
@@ -36,6 +38,7 @@ from proto.codec import (
     ViolationKind,
     decode,
     encode,
+    is_report,
 )
 from proto.failures import RefusalReason
 from proto.handshakes import HandshakeFailure
@@ -92,6 +95,8 @@ class Router:
         self._violations = {role: ViolationLog(role) for role in ("worker", "frontend")}
         self._dropped = 0
         self._spans = spans
+        self._heard_until: dict[str, float | None] = {}
+        """By the role of a socket that has more than it can hand over: until when it has."""
         self._gatekeeper = gatekeeper
         self._turned_away = TurnedAway() if gatekeeper is None else gatekeeper.turned_away
         self._authenticator = None if gatekeeper is None else _authenticator(gatekeeper)
@@ -140,7 +145,14 @@ class Router:
             curve=None if gatekeeper is None else gatekeeper.server(role),
             guard=None if gatekeeper is None else RouteGuard(gatekeeper, role),
             on_handshake_failure=on_handshake_failure,
+            supersedes=_reporter,
+            on_heard_until=partial(self._on_heard_until, role),
         )
+
+    def _on_heard_until(self, role: str, instant: float | None) -> None:
+        self._heard_until[role] = instant
+        behind = [each for each in self._heard_until.values() if each is not None]
+        self._mailbox.tell(HeardUntil(instant=min(behind, default=None)))
 
     def _bind(self, socket: LoopSocket, endpoint: str) -> None:
         if (obstacle := why_not_bindable(endpoint)) is not None:
@@ -221,6 +233,7 @@ class Router:
         counts = {
             **{f"{role}_violations": log.total for role, log in self._violations.items()},
             "turned_away": self._turned_away.total,
+            "unread_reports": self._workers.superseded + self._frontends.superseded,
             "unsent_messages": self._dropped,
             "unsent_spans": 0 if self._spans is None else self._spans.dropped,
         }
@@ -230,6 +243,11 @@ class Router:
         if result is not SendResult.SENT:
             self._dropped += 1
             log.debug("message not sent", kind=type(message).__name__, why=result.name, dropped=self._dropped)
+
+
+def _reporter(frames: list[zmq.Frame]) -> bytes | None:
+    """The route by which a report has come."""
+    return frames[0].bytes if len(frames) > 1 and is_report(frames[1].bytes) else None
 
 
 def _authenticator(gatekeeper: Gatekeeper) -> Authenticator:

@@ -54,6 +54,10 @@ class BrokerState:
     draining: bool = False
     now: float = 0.0
     """Of the event that is handled."""
+    heard_until: float | None = None
+    """What has come since then has not all been told yet; None: what has come was."""
+    silence_at: float = 0.0
+    """The latest instant at which it is known who was silent. It never goes back."""
     started_at: float | None = None
     """Of the first event."""
     views: ViewMaker = field(init=False)
@@ -76,11 +80,18 @@ class BrokerState:
         self.now = now
         if self.started_at is None:
             self.started_at = now
-        self.workers.advance(now)
+        self.hear_until(self.heard_until)
+
+    def hear_until(self, instant: float | None) -> None:
+        """Silence is judged no later than then; None: at the present."""
+        self.heard_until = instant
+        self.silence_at = max(self.silence_at, self.now if instant is None else min(self.now, instant))
+        self.workers.advance(self.silence_at)
 
     def pardon(self, absence_s: float) -> None:
         """Time in which the broker could hear nobody counts for nobody."""
         self.workers.pardon(absence_s, self.now)
+        self.workers.advance(self.silence_at)
         for frontend in self.frontends:
             frontend.pardon(absence_s, self.now)
         for job in self.jobs:

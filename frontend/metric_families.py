@@ -35,6 +35,7 @@ BROKER_SHED: Final = (
     "frontends",
     "jobs",
     "turned_away",
+    "unread_reports",
     "unsent_messages",
     "unsent_spans",
     "waiters",

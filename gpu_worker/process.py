@@ -17,6 +17,7 @@ from gpu_worker.settings import WorkerSettings
 from proto.configuration import load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.file_watch import keep_fresh
+from proto.garbage import collect_rarely
 from proto.keyring import Keyring
 from proto.large_blocks import keep_large_blocks
 from proto.logs import configure_logging
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(WorkerSettings, argv, "gpu_worker")
     configure_logging("worker", settings.log_level, settings.log_format)
     keep_large_blocks()
+    collect_rarely()
     try:
         keyring = Keyring(settings.curve_key_file, settings.known_brokers_file, settings.broker_endpoints)
         choice = settings.engine_choice()

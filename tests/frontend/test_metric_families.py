@@ -353,6 +353,7 @@ def test_the_kinds_that_a_broker_sheds_are_known():
         "worker_violations",
         "frontend_violations",
         "turned_away",
+        "unread_reports",
         "unsent_messages",
         "unsent_spans",
     }
