@@ -21,6 +21,7 @@ COMPILED_FROM = {
     "lint": ["lint"],
     "types": ["types"],
     "tox": ["tox"],
+    "containers": ["containers"],
 }
 COMMENT = re.compile(r"(^|\s)#.*$")
 PIN = re.compile(r"(?P<package>[^=\s]+)==\S+\s+# via (?P<sources>.+)")

@@ -15,6 +15,7 @@ import socket
 import ssl
 import sys
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from pathlib import Path
 
 LIMIT_S = 5.0
 """Longer than the pause between two words, and than another check that listens at the moment."""
@@ -31,21 +32,32 @@ def main() -> None:
 
 def heard(address: str, wanted: str) -> str:
     """What is wrong, by the next word of the component; empty if nothing is."""
-    with open(f"{address}.lock", "w") as turn, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+    with Path(f"{address}.lock").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)  # Two checks at once would take the socket from each other.
-        remove(address)  # Of one that was killed.
-        listener.bind(address)
-        listener.settimeout(LIMIT_S)
-        try:
-            while True:
-                fields = dict(line.split("=", 1) for line in listener.recv(65536).decode().splitlines())
-                if "WATCHDOG" in fields:
-                    serves = "EXTEND_TIMEOUT_USEC" not in fields
-                    return "" if serves or wanted == "alive" else fields.get("STATUS", "starting or stopping")
-        except TimeoutError:
-            return f"no sign of life for {LIMIT_S:g} s"
-        finally:
-            remove(address)
+        Path(address).unlink(missing_ok=True)  # Of one that was killed.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+            listener.bind(address)
+            listener.settimeout(LIMIT_S)
+            try:
+                return judged(next_word(listener), wanted)
+            except TimeoutError:
+                return f"no sign of life for {LIMIT_S:g} s"
+            finally:
+                Path(address).unlink(missing_ok=True)
+
+
+def next_word(listener: socket.socket) -> dict[str, str]:
+    """Raises TimeoutError."""
+    while True:
+        fields = dict(line.split("=", 1) for line in listener.recv(65536).decode().splitlines())
+        if "WATCHDOG" in fields:
+            return fields
+
+
+def judged(fields: dict[str, str], wanted: str) -> str:
+    if wanted == "alive" or "EXTEND_TIMEOUT_USEC" not in fields:
+        return ""
+    return fields.get("STATUS", "it is starting or stopping")
 
 
 def answered(page: str) -> str:
@@ -53,9 +65,8 @@ def answered(page: str) -> str:
     environment = os.environ
     port = environment.get("FLUX_SERVER_HTTP_PORT") or environment.get("FLUX_FRONTEND_HTTP_PORT") or "8000"
     encrypts = environment.get("FLUX_FRONTEND_HTTP_TLS", "").lower() in {"1", "true", "yes", "on", "t", "y"}
-    # Its certificate need not name this host: that the port is the frontend's is known.
     connection = (
-        HTTPSConnection("localhost", int(port), timeout=LIMIT_S, context=ssl._create_unverified_context())
+        HTTPSConnection("localhost", int(port), timeout=LIMIT_S, context=any_certificate())
         if encrypts
         else HTTPConnection("localhost", int(port), timeout=LIMIT_S)
     )
@@ -69,11 +80,11 @@ def answered(page: str) -> str:
         connection.close()
 
 
-def remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
+def any_certificate() -> ssl.SSLContext:
+    """The frontend's need not name this host: that the port is its own is known."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 if __name__ == "__main__":

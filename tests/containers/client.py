@@ -5,11 +5,11 @@ import threading
 from dataclasses import dataclass, field
 
 import grpc
+from containers.engine import LIMIT_S
 from PIL import Image
 
 import image_gen_pb2
 import image_gen_pb2_grpc
-from containers.engine import LIMIT_S
 
 KEY = "client1"
 

@@ -32,7 +32,7 @@ def wheels(cache) -> Path:
 
 @pytest.fixture(scope="session")
 def image(cache, engine, wheels, tmp_path_factory) -> Callable[[str], str]:
-    """Builds the image of a target, the first time that it is asked for; `full`: with the model's libraries."""
+    """Builds the image of a target when it is asked for; `full`: with the model's libraries."""
     make_base(engine, cache)
     lean = without_model(SOURCE, tmp_path_factory.mktemp("lean") / "source")
 
@@ -45,7 +45,7 @@ def image(cache, engine, wheels, tmp_path_factory) -> Callable[[str], str]:
 
 @pytest.fixture
 def start(engine, image, request) -> Iterator[Callable[..., Container]]:
-    """Starts a container of a target; all are removed at the end, and what they wrote is in a failure's report."""
+    """Starts a container of a target; all are removed at the end. A failure's report has what they wrote."""
     started: list[Container] = []
 
     def begin(name: str, target: str, *options: str, full: bool = False) -> Container:

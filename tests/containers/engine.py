@@ -24,7 +24,15 @@ NEEDED: Final = {
     "mmdebstrap": "mmdebstrap",
     "iptables": "iptables",
 }
-HARDENED: Final = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "all", "--security-opt", "no-new-privileges")
+HARDENED: Final = (
+    "--read-only",
+    "--tmpfs",
+    "/tmp",
+    "--cap-drop",
+    "all",
+    "--security-opt",
+    "no-new-privileges",
+)
 
 T = TypeVar("T")
 
@@ -73,7 +81,9 @@ class Engine:
     def run(self, *command: str, limit_s: float = LIMIT_S, check: bool = True) -> str:
         """What it wrote on stdout."""
         done = self.done(*command, limit_s=limit_s)
-        assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stdout[-4000:]}{done.stderr[-4000:]}"
+        assert not check or done.returncode == 0, (
+            f"{' '.join(command)}: {done.stdout[-4000:]}{done.stderr[-4000:]}"
+        )
         return done.stdout.strip()
 
     def done(self, *command: str, limit_s: float = LIMIT_S) -> "subprocess.CompletedProcess[str]":
@@ -200,4 +210,3 @@ def _descendants(pid: int) -> dict[int, str]:
 
 def _open_files() -> int:
     return min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 20_000)
-

@@ -1,4 +1,4 @@
-"""What images are built from, where no registry of images is reached: a base like Python's own, and wheels."""
+"""What images are built from where no registry of images is reached: a stand-in for the base, and wheels."""
 
 import hashlib
 import shutil
@@ -13,7 +13,18 @@ BASE: Final = "docker.io/library/python:3.11-slim-bookworm"
 """The name of the one that stands in for it: as the Dockerfile asks for it."""
 LEAN: Final = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("doc", "man", "locale")]
 MODEL_STACK: Final = frozenset(
-    "accelerate diffusers hf-xet huggingface-hub networkx regex safetensors sympy tokenizers transformers".split()
+    [
+        "accelerate",
+        "diffusers",
+        "hf-xet",
+        "huggingface-hub",
+        "networkx",
+        "regex",
+        "safetensors",
+        "sympy",
+        "tokenizers",
+        "transformers",
+    ]
 )
 NOT_SOURCE: Final = shutil.ignore_patterns(
     ".git", ".tox", ".venv", "build", "dist", "hub", "tests", "docs", "training", "__pycache__", ".*_cache"
@@ -54,7 +65,7 @@ def _run(*command: str) -> None:
 
 
 def without_model(source: Path, folder: Path) -> Path:
-    """A copy of what images are made of, whose workers have the fake engine alone: without a gigabyte of torch."""
+    """A copy of what images are made of, whose workers have the fake engine alone, without torch."""
     shutil.copytree(source, folder, ignore=NOT_SOURCE)
     requirements = folder / "requirements"
     (requirements / "torch.txt").write_text("# left out\n")

@@ -28,9 +28,7 @@ def rendered(overlay: str) -> list[dict[str, Any]]:
 
 def pod_of(kind: str, name: str) -> dict[str, Any]:
     """The Pod that the base makes for this object."""
-    (found,) = (
-        each for each in rendered("base") if (each["kind"], each["metadata"]["name"]) == (kind, name)
-    )
+    (found,) = (each for each in rendered("base") if (each["kind"], each["metadata"]["name"]) == (kind, name))
     return found["spec"]["template"]["spec"]
 
 

@@ -1,4 +1,4 @@
-"""The base for Kubernetes, without a cluster: its containers with their settings, keys laid as a kubelet does."""
+"""The base for Kubernetes without a cluster: its containers and settings, keys laid as a kubelet does."""
 
 from pathlib import Path
 
@@ -36,9 +36,7 @@ def volumes(tmp_path) -> dict[str, Path]:
         "flux-public-keys": {"authorized_keys": authorized.encode(), "known_brokers": known.encode()},
     }
     modes = {"flux-public-keys": 0o444}
-    return {
-        name: lay(tmp_path / name, files, modes.get(name, 0o400)) for name, files in contents.items()
-    }
+    return {name: lay(tmp_path / name, files, modes.get(name, 0o400)) for name, files in contents.items()}
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from containers.engine import LIMIT_S
 from containers.images import without_model
 
@@ -48,7 +47,7 @@ def test_it_is_small(target, engine, image):
 
 @each
 def test_it_is_of_a_user_without_rights_and_says_what_it_is(target, engine, image):
-    form = "{{.Config.User}} {{index .Config.Labels \"org.opencontainers.image.title\"}}"
+    form = '{{.Config.User}} {{index .Config.Labels "org.opencontainers.image.title"}}'
     told = engine.run("podman", "image", "inspect", "--format", form, image(target))
     assert told.startswith("10001:10001 flux-server")
 

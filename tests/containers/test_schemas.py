@@ -12,6 +12,7 @@ from containers.manifests import FOLDER, rendered
 OVERLAYS = ("base", "autoscaled", "tls")
 UNKNOWN_TO_THE_SCHEMA = {"ScaledObject"}
 
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay_is_content_with_the_schema(overlay, tmp_path):
     file = tmp_path / "rendered.yaml"

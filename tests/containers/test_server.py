@@ -8,7 +8,6 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-
 from containers.client import KEY, PICTURE, Call, draw
 from containers.engine import HARDENED, Container, field, until
 
@@ -23,7 +22,9 @@ def serve(start):
 
     def begin(*options: str, full: bool = False) -> Container:
         ports = ("--publish", "127.0.0.1::50051", "--publish", "127.0.0.1::8000")
-        return start("server", "server", *HARDENED, *ports, "--env", f"API_KEYS={KEY},client2", *options, full=full)
+        return start(
+            "server", "server", *HARDENED, *ports, "--env", f"API_KEYS={KEY},client2", *options, full=full
+        )
 
     return begin
 
@@ -67,7 +68,9 @@ def test_it_draws_for_whoever_is_outside_and_may_do_nothing_else(serve):
         assert field(status, "Uid").split() == ["10001"] * 4
         assert field(status, "CapEff") == "0" * 16
         assert field(status, "NoNewPrivs") == "1"
-    written = container.run_inside("sh", "-c", "touch /var/lib/flux-server/x /opt/flux-server/x /run/flux-server/x")
+    written = container.run_inside(
+        "sh", "-c", "touch /var/lib/flux-server/x /opt/flux-server/x /run/flux-server/x"
+    )
     assert written.stderr.count("Read-only file system") == 3
 
 
@@ -101,7 +104,9 @@ def test_it_is_not_healthy_while_nothing_draws_and_is_again(serve):
     container.until_healthy()
     worker = next(pid for pid in container.processes() if b"gpu_worker" in cmdline(pid))
     os.kill(worker, signal.SIGKILL)
-    until("it is unhealthy", lambda: "ready" in container.check_health() or "worker" in container.check_health())
+    until(
+        "it is unhealthy", lambda: "ready" in container.check_health() or "worker" in container.check_health()
+    )
     assert container.check_health("alive") == ""
     container.until_healthy()
     assert draw(grpc_of(container)) == PICTURE

@@ -24,7 +24,9 @@ from proto.timing import Timing
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 KUBERNETES, DOCKER = DEPLOY / "kubernetes", DEPLOY / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
-HEALTH_LIMIT_S = float(re.findall(r"^LIMIT_S = ([0-9.]+)$", (DOCKER / "health.py").read_text(), re.M)[0])
+HEALTH_LIMIT_S = float(
+    re.findall(r"^LIMIT_S = ([0-9.]+)$", (DOCKER / "health.py").read_text(), re.MULTILINE)[0]
+)
 SLACK_S = 5.0
 
 SETTINGS: dict[str, tuple[type[ComponentSettings], ...]] = {
@@ -78,7 +80,9 @@ PODS = {
 WHOLE_PODS = {name: pod for name, pod in PODS.items() if not name.startswith("tls/")}
 CONTAINERS = {f"{name} {each['name']}": each for name, pod in PODS.items() for each in pod["containers"]}
 WHOLE_CONTAINERS = {name: each for name, each in CONTAINERS.items() if not name.startswith("tls/")}
-COMPOSE = {name: yaml.safe_load((DOCKER / name).read_text()) for name in ("compose.yaml", "compose.hosts.yaml")}
+COMPOSE = {
+    name: yaml.safe_load((DOCKER / name).read_text()) for name in ("compose.yaml", "compose.hosts.yaml")
+}
 SERVICES = {
     f"{file} {name}": service for file, each in COMPOSE.items() for name, service in each["services"].items()
 }
@@ -86,7 +90,7 @@ SERVICES = {
 
 def of(name: str) -> str:
     """The component that a service of a compose file is."""
-    return name.split()[-1].partition("-")[0]
+    return name.rsplit(maxsplit=1)[-1].partition("-")[0]
 
 
 def kinds(kind: str) -> Iterator[dict[str, Any]]:
@@ -174,7 +178,9 @@ def test_what_is_scaled_by_exists():
     query = trigger["metadata"]["query"]
     assert "flux_broker_running_jobs" in names_asked(query)
     assert not list(problems(query))
-    assert scaled["spec"]["scaleTargetRef"]["name"] in {each["metadata"]["name"] for each in kinds("Deployment")}
+    assert scaled["spec"]["scaleTargetRef"]["name"] in {
+        each["metadata"]["name"] for each in kinds("Deployment")
+    }
 
 
 # --- Time to finish, health --------------------------------------------------------------------
@@ -204,11 +210,15 @@ def test_a_probe_waits_as_long_as_the_check(container):
             assert probe["exec"]["command"] in (["flux-health"], ["flux-health", "alive"])
             assert probe["timeoutSeconds"] > HEALTH_LIMIT_S
     if "livenessProbe" in container:
-        assert container["livenessProbe"]["exec"]["command"] == ["flux-health", "alive"], "not while it drains"
+        assert container["livenessProbe"]["exec"]["command"] == ["flux-health", "alive"], (
+            "not while it drains"
+        )
 
 
 def test_an_image_waits_as_long_as_its_check():
-    timeouts = re.findall(r"^HEALTHCHECK .*--timeout=([0-9]+)s .*CMD \[\"flux-health\"\]$", DOCKERFILE, re.M)
+    timeouts = re.findall(
+        r"^HEALTHCHECK .*--timeout=([0-9]+)s .*CMD \[\"flux-health\"\]$", DOCKERFILE, re.MULTILINE
+    )
     assert len(timeouts) == 4
     assert all(float(timeout) > HEALTH_LIMIT_S for timeout in timeouts)
 
@@ -222,7 +232,11 @@ def test_a_pod_may_do_nothing_beyond_its_task(name):
     assert pod["enableServiceLinks"] is False, "FLUX_BROKER_PORT of a Service would look like a setting"
     assert pod["automountServiceAccountToken"] is False
     own = pod["securityContext"]
-    assert (own["runAsNonRoot"], own["runAsUser"], own["seccompProfile"]) == (True, 10001, {"type": "RuntimeDefault"})
+    assert (own["runAsNonRoot"], own["runAsUser"], own["seccompProfile"]) == (
+        True,
+        10001,
+        {"type": "RuntimeDefault"},
+    )
     for container in pod["containers"]:
         assert container["securityContext"] == {
             "allowPrivilegeEscalation": False,
