@@ -23,6 +23,7 @@ NEEDED: Final = {
     "runc": "runc",
     "mmdebstrap": "mmdebstrap",
     "iptables": "iptables",
+    "catatonit": "catatonit",
 }
 HARDENED: Final = (
     "--read-only",
@@ -194,6 +195,14 @@ class Container:
 def field(status: str, name: str) -> str:
     """Of `/proc/PID/status`."""
     return next(line.split(":", 1)[1].strip() for line in status.splitlines() if line.startswith(f"{name}:"))
+
+
+def is_alive(pid: int, status: str) -> bool:
+    """Whether the number is still that process's."""
+    try:
+        return field(Path(f"/proc/{pid}/status").read_text(), "NSpid") == field(status, "NSpid")
+    except (OSError, StopIteration):
+        return False
 
 
 def _descendants(pid: int) -> dict[int, str]:
