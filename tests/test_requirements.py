@@ -23,6 +23,7 @@ COMPILED_FROM = {
     "types": ["types"],
     "fuzz": ["fuzz"],
     "tox": ["tox"],
+    "containers": ["containers"],
 }
 COMMENT = re.compile(r"(^|\s)#.*$")
 PIN = re.compile(r"(?P<package>[^=\s]+)==\S+\s+# via (?P<sources>.+)")
