@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from campaign.runner import Campaign, Plan
@@ -22,7 +23,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=5000, help="at least")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--burst", type=int, default=40, help="faults between two calms")
-    parser.add_argument("--folder", type=Path, default=Path("campaign"), help="made; ledger and logs")
+    parser.add_argument("--folder", type=Path, help="for ledger and logs, made; by default one in /tmp")
     return parser.parse_args()
 
 
@@ -32,11 +33,11 @@ def main() -> int:
     if os.geteuid() != 0 or missing:
         print(f"campaign: needs root and {', '.join(TOOLS)}; missing: {missing or 'root'}", file=sys.stderr)
         return 2
-    folder = given.folder.absolute()
-    if folder.exists():
-        print(f"campaign: --folder: {folder} is there already: name a new one", file=sys.stderr)
+    if given.folder is not None and given.folder.exists():
+        print(f"campaign: --folder: {given.folder} is there already: name a new one", file=sys.stderr)
         return 2
-    folder.mkdir(parents=True)
+    folder = Path(tempfile.mkdtemp(prefix="campaign-")) if given.folder is None else given.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
     plan = Plan(jobs=given.jobs, faults=given.faults, seed=given.seed, burst=given.burst)
     with (
         Network(ALL_HOSTS, PREFIX) as network,

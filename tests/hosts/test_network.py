@@ -73,7 +73,8 @@ def test_loss_takes_its_share(network: Network, sockets: tuple[socket.socket, so
     def lost() -> int:
         received.extend(arrived(there))
         dropped = network.dropped()
-        return dropped if dropped + len(received) == sent else 0
+        # Where this takes seconds, a frame that asks for an address is dropped as well.
+        return dropped if dropped + len(received) >= sent else 0
 
     assert 0.2 * sent < until("each has arrived or is dropped", lost, LIMIT_S) < 0.4 * sent
 

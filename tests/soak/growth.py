@@ -53,8 +53,13 @@ class Growth:
 
 def growths(samples: Iterable[Sample], jobs: int) -> list[Growth]:
     """Of each process that has lived through enough of so many jobs."""
+    return [Growth.of(life) for life in lives(samples, jobs)]
+
+
+def lives(samples: Iterable[Sample], jobs: int) -> list[list[Sample]]:
+    """The samples of each such process."""
     by_life = sorted(samples, key=lambda sample: (sample.process, sample.pid))
-    lives = (
+    found = [
         list(life) for _, life in itertools.groupby(by_life, lambda sample: (sample.process, sample.pid))
-    )
-    return [Growth.of(life) for life in lives if life[-1].jobs - life[0].jobs >= LIFE_SHARE_MIN * jobs]
+    ]
+    return [life for life in found if life[-1].jobs - life[0].jobs >= LIFE_SHARE_MIN * jobs]
