@@ -1,4 +1,4 @@
-"""Each breach has a ledger that must be found guilty of it, and of nothing else; a kept promise has one that is not."""
+"""Each breach has a ledger that must be found guilty of it and of nothing else, and one that must not."""
 
 import json
 import subprocess

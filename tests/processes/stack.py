@@ -429,7 +429,7 @@ class Stack:
             self._kill_all()
             self._sockets.cleanup()
 
-    def start(self, *, workers: int = 1, **settings: object) -> Self:
+    def start(self, *, workers: int = 1, limit_s: float = LIMIT_S, **settings: object) -> Self:
         """All components, until the workers are ready. `settings` are the workers', fake ones by default."""
         for broker in self.brokers:
             broker.start()
@@ -437,7 +437,7 @@ class Stack:
             self.start_worker(f"worker-{number}", **settings)
         self.start_frontend()
         for name in self.workers:
-            self.until_state(name, "ready")
+            self.until_state(name, "ready", limit_s)
         return self
 
     def start_worker(self, name: str, **settings: object) -> Component:

@@ -27,20 +27,20 @@ from soak.sizes import Sample, samples
 SAMPLES: Final = 500
 """Of each process, in the whole run."""
 LOOK_S: Final = 0.2
-COMINGS_AND_GOINGS: Final = 50
-"""Of workers, in the whole run."""
+LOADED_WITHIN_S: Final = 600.0
 ENGINES: Final = {
     "fake": {"engine": "fake", "fake_step_s": 0.005},
-    "embedded": {"engine": "embedded", "fake_gate": ""},
+    "embedded": {"engine": "embedded"},
 }
 
 
 class Soak:
-    def __init__(self, stack: Stack, callers: Callers, jobs: int, log: TextIO) -> None:
+    def __init__(self, stack: Stack, callers: Callers, jobs: int, restarts: int, log: TextIO) -> None:
         self.samples: list[Sample] = []
         self._stack = stack
         self._callers = callers
         self._jobs = jobs
+        self._turns = 2 * restarts
         self._log = log
         self._began_at = time.monotonic()
 
@@ -68,12 +68,12 @@ class Soak:
         """One after the other is drained or killed, and comes back when as many jobs again have ended."""
         chance = random.Random(1)
         passing = list(self._stack.workers)[1:]
-        for turn in itertools.count(1) if passing else ():
-            await self._until(turn * self._jobs // COMINGS_AND_GOINGS, calls)
+        for turn in range(self._turns) if passing else ():
+            await self._until((turn + 1) * self._jobs // (self._turns + 1), calls)
             if calls.done():
                 return
             worker = self._stack.workers[passing[turn // 2 % len(passing)]]
-            if not worker.is_running:
+            if turn % 2:
                 worker.start()
             elif chance.random() < 0.5:
                 worker.kill()
@@ -110,6 +110,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--engine", choices=ENGINES, default="fake")
     parser.add_argument("--workers", type=int, default=3, help="of which all but the first come and go")
+    parser.add_argument("--restarts", type=int, default=25, help="of these workers, in the whole run")
     parser.add_argument("--brokers", type=int, default=2)
     parser.add_argument("--callers", type=int, default=12)
     parser.add_argument("--samples", type=Path, default=Path("soak.jsonl"), help="written, JSON lines")
@@ -126,9 +127,9 @@ def main() -> int:
     ):
         for broker in stack.brokers:
             broker.settings["queue_limit"] = given.callers
-        stack.start(workers=given.workers, **ENGINES[given.engine])
+        stack.start(workers=given.workers, limit_s=LOADED_WITHIN_S, **ENGINES[given.engine])
         callers = Callers(stack.address, keys, given.jobs, seed=1)
-        soak = Soak(stack, callers, given.jobs, log)
+        soak = Soak(stack, callers, given.jobs, given.restarts, log)
         asyncio.run(soak.run())
     found = growths(soak.samples, given.jobs)
     ended = ", ".join(f"{kind}: {count}" for kind, count in callers.ended.most_common())

@@ -1,4 +1,4 @@
-"""Draws what a soak has sampled: `python -m soak.chart SVG SAMPLES.jsonl [SAMPLES.jsonl ...]`, a row for each.
+"""Draws what soaks have sampled, a row for each: `python -m soak.chart SVG SAMPLES.jsonl …`.
 
 Needs matplotlib (requirements/training.txt).
 """
