@@ -83,7 +83,7 @@ def test_an_isolated_host_neither_hears_nor_is_heard(
     here.sendto(b"x", there.getsockname())
     there.sendto(b"x", here.getsockname())
     until("both are dropped", lambda: network.dropped() >= 2, LIMIT_S)
-    assert all([network.mend(cut) for cut in cuts])
+    assert all(network.mend(cut) for cut in cuts)
     assert arrived(here) == arrived(there) == []
 
 
