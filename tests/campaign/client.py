@@ -79,8 +79,7 @@ class Client:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._end)
         channels = [grpc.aio.insecure_channel(address, OPTIONS) for address in self._frontends]
         self._stubs = [image_gen_pb2_grpc.ImageGenStub(channel) for channel in channels]
-        if self._lines.old:
-            self._lines.write("standstill", since=self._lines.old[-1]["at"])
+        self._lines.write("started")
         pulse = asyncio.create_task(self._notice_standstills())
         async with asyncio.TaskGroup() as group:
             for key in keys:
@@ -144,7 +143,7 @@ class Client:
             outcome, pause_s = await self._call(key, job, number)
             if pause_s is None:
                 break
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(min(pause_s, max(0.0, job["deadline"] - time.monotonic())))
         if outcome == "image" and self._chance.random() < ASKED_TWICE_SHARE:
             await self._call(key, job, number + 1)
         self._lines.write("end", job=job["job"], outcome=outcome)

@@ -91,6 +91,15 @@ class Ledger:
         stops = self.standstills.get(client, ())
         return sum(max(0.0, min(end, until) - max(begin, since)) for begin, end in stops)
 
+    def killed_at(self, client: str, now: float) -> float:
+        """When this client, which starts now, was killed; now, if it was not."""
+        kills = (
+            fault.at
+            for fault in self.faults.values()
+            if fault.kind == "SIGKILL" and fault.process == "client" and client in fault.targets
+        )
+        return max(kills, default=now)
+
     def faults_on(self, target: str, since: float, until: float) -> list[Fault]:
         """Those that concerned this component at any moment between."""
         return [
@@ -141,6 +150,10 @@ def _take(ledger: Ledger, line: Mapping[str, Any]) -> None:  # noqa: C901 - one 
             job.ended_at, job.outcome = at, line["outcome"]
         case "standstill":
             ledger.standstills.setdefault(line["client"], []).append((float(line["since"]), at))
+        case "started":
+            ledger.standstills.setdefault(line["client"], []).append(
+                (ledger.killed_at(line["client"], at), at)
+            )
         case "fault":
             ledger.faults[int(line["fault"])] = Fault(
                 number=int(line["fault"]),

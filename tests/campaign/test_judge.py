@@ -132,6 +132,16 @@ def test_a_client_that_stood_still_is_late_by_its_own_fault() -> None:
     assert another.finished().breaches() == [Breach.LATE]
 
 
+def test_a_client_that_was_dead_is_late_by_its_own_fault() -> None:
+    def killed_at(at: float) -> Written:
+        ledger = a_job().call(0, 10).fault(at, at + 1, "client", "client-1")
+        return ledger.add("started", 75, client="client-1").end(75.5, "client was gone")
+
+    assert killed_at(65).finished().breaches() == []
+    by_itself = a_job().call(0, 10).answer(0, 70, "DEADLINE_EXCEEDED").add("started", 75, client="client-1")
+    assert by_itself.end(75.5).finished().breaches() == [Breach.LATE]
+
+
 def test_a_picture_of_something_else() -> None:
     ledger = a_job().call(0, 10).image(0, 11, content="another's").end(11)
     assert ledger.finished().breaches() == [Breach.WRONG_CONTENT]
