@@ -30,7 +30,8 @@ LOOK_S: Final = 0.2
 LOADED_WITHIN_S: Final = 600.0
 ENGINES: Final = {
     "fake": {"engine": "fake", "fake_step_s": 0.005},
-    "embedded": {"engine": "embedded"},
+    # Its cache of prompts is full at once: it would grow by 32 kB a job, up to 64 MiB.
+    "embedded": {"engine": "embedded", "prompt_cache_bytes_max": 1_000_000},
 }
 
 
