@@ -30,8 +30,7 @@ LOOK_S: Final = 0.2
 LOADED_WITHIN_S: Final = 600.0
 ENGINES: Final = {
     "fake": {"engine": "fake", "fake_step_s": 0.005},
-    # Its cache of prompts is full at once: it would grow by 32 kB a job, up to 64 MiB.
-    "embedded": {"engine": "embedded", "prompt_cache_bytes_max": 1_000_000},
+    "embedded": {"engine": "embedded"},
 }
 
 
@@ -113,6 +112,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=3, help="of which all but the first come and go")
     parser.add_argument("--restarts", type=int, default=25, help="of these workers, in the whole run")
     parser.add_argument("--brokers", type=int, default=2)
+    parser.add_argument("--prompts", type=int, default=0, help="different ones; 0: each job has its own")
     parser.add_argument("--callers", type=int, default=12)
     parser.add_argument("--samples", type=Path, default=Path("soak.jsonl"), help="written, JSON lines")
     return parser.parse_args()
@@ -129,7 +129,7 @@ def main() -> int:
         for broker in stack.brokers:
             broker.settings["queue_limit"] = given.callers
         stack.start(workers=given.workers, limit_s=LOADED_WITHIN_S, **ENGINES[given.engine])
-        callers = Callers(stack.address, keys, given.jobs, seed=1)
+        callers = Callers(stack.address, keys, given.jobs, given.prompts, seed=1)
         soak = Soak(stack, callers, given.jobs, given.restarts, log)
         asyncio.run(soak.run())
     found = growths(soak.samples, given.jobs)

@@ -25,13 +25,15 @@ REPEATABLE: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESO
 class Callers:
     """Each has a key and one call at a time, all on one connection."""
 
-    def __init__(self, address: str, keys: tuple[str, ...], jobs: int, seed: int) -> None:
+    def __init__(self, address: str, keys: tuple[str, ...], jobs: int, prompts: int, seed: int) -> None:
+        """`prompts`: so many different ones; 0: each job has its own."""
         self.ended: Counter[str] = Counter()
         """Jobs, by how they ended."""
         self.refusals = 0
         self._address = address
         self._keys = keys
         self._wanted = iter(range(jobs))
+        self._prompts = prompts or jobs
         self._chance = random.Random(seed)
 
     @property
@@ -64,7 +66,7 @@ class Callers:
         """Repeat until there is an image, or a word that it is no use."""
         for _ in itertools.count():
             try:
-                await stub.Generate(_request(job, steps=1), metadata=metadata, timeout=DEADLINE_S)
+                await stub.Generate(self._request(job, steps=1), metadata=metadata, timeout=DEADLINE_S)
             except grpc.aio.AioRpcError as error:
                 if error.code() not in REPEATABLE:
                     return error.code().name
@@ -78,14 +80,18 @@ class Callers:
         self, stub: image_gen_pb2_grpc.ImageGenStub, job: int, metadata: list[tuple[str, str]]
     ) -> str:
         """In the middle of it, most of the time."""
-        call = stub.Generate(_request(job, steps=20), metadata=metadata, timeout=DEADLINE_S)
+        call = stub.Generate(self._request(job, steps=20), metadata=metadata, timeout=DEADLINE_S)
         await asyncio.sleep(self._chance.uniform(0, HANGS_UP_WITHIN_S))
         call.cancel()
         code = await call.code()
         return "cancelled" if code is grpc.StatusCode.CANCELLED else f"too late to cancel: {code.name}"
 
-
-def _request(job: int, steps: int) -> image_gen_pb2.GenerateRequest:
-    return image_gen_pb2.GenerateRequest(
-        prompt=f"job {job}", height=64, width=64, num_inference_steps=steps, guidance_scale=3.5, seed=job
-    )
+    def _request(self, job: int, steps: int) -> image_gen_pb2.GenerateRequest:
+        return image_gen_pb2.GenerateRequest(
+            prompt=f"prompt {job % self._prompts}",
+            height=64,
+            width=64,
+            num_inference_steps=steps,
+            guidance_scale=3.5,
+            seed=job,
+        )
