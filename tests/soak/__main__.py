@@ -24,8 +24,8 @@ from soak.callers import Callers
 from soak.growth import Growth, growths
 from soak.sizes import Sample, samples
 
-SAMPLES: Final = 500
-"""Of each process, in the whole run."""
+SAMPLES_MAX: Final = 500
+"""Of each process, in the whole run; fewer where that were more than one for every fifth job."""
 LOOK_S: Final = 0.2
 LOADED_WITHIN_S: Final = 600.0
 ENGINES: Final = {
@@ -51,8 +51,9 @@ class Soak:
             group.create_task(self._restart_workers(calls))
 
     async def _watch(self, calls: asyncio.Task[None]) -> None:
+        looks = min(SAMPLES_MAX, self._jobs // 5) or 1
         for look in itertools.count():
-            await self._until(look * self._jobs // SAMPLES, calls)
+            await self._until(look * self._jobs // looks, calls)
             if calls.done():
                 return
             for sample in samples(
@@ -61,7 +62,7 @@ class Soak:
                 self.samples.append(sample)
                 self._log.write(json.dumps(dataclasses.asdict(sample)) + "\n")
             self._log.flush()
-            if look % (SAMPLES // 20) == 0:
+            if look % 25 == 0:
                 print(f"{self._callers.jobs} jobs, {time.monotonic() - self._began_at:.0f} s", flush=True)
 
     async def _restart_workers(self, calls: asyncio.Task[None]) -> None:
