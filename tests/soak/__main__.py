@@ -133,6 +133,9 @@ def main() -> int:
         callers = Callers(stack.address, keys, given.jobs, given.prompts, seed=1)
         soak = Soak(stack, callers, given.jobs, given.restarts, log)
         asyncio.run(soak.run())
+        for name, worker in stack.workers.items():
+            if worker.is_running:  # one that has just been started does not hear yet that it is to end
+                stack.until_state(name, "ready", LOADED_WITHIN_S)
     found = growths(soak.samples, given.jobs)
     ended = ", ".join(f"{kind}: {count}" for kind, count in callers.ended.most_common())
     print(f"{ended}; refused and repeated: {callers.refusals}\n\n{table(found)}")
