@@ -233,7 +233,7 @@ class Component:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLUX_")}
         with self.log_file(len(self.sessions)).open("wb") as log:
             self.process = subprocess.Popen(
-                [*self.through, sys.executable, "-m", self._package],
+                [*self.through, *self._command()],
                 cwd=self._folder,
                 env={**inherited, **self._environment()},
                 stdin=subprocess.DEVNULL,
@@ -242,6 +242,9 @@ class Component:
                 start_new_session=True,
             )
         self.sessions.append(self.process.pid)
+
+    def _command(self) -> Sequence[str]:
+        return (sys.executable, "-m", self._package)
 
     def _environment(self) -> dict[str, str]:
         prefix = PREFIXES[self._package]
@@ -287,14 +290,22 @@ class Component:
 
     def engine(self) -> psutil.Process:
         """The present engine process of a worker."""
-        return until(f"{self.name} has an engine process", self._engine_now)
+        return until(f"{self.name} has an engine process", self.engine_now)
 
-    def _engine_now(self) -> psutil.Process | None:
-        """The child of the child that is the forkserver."""
+    def engine_now(self) -> psutil.Process | None:
+        """The forkserver's child."""
+        forkserver = self.forkserver()
+        try:
+            return None if forkserver is None else next(iter(forkserver.children()), None)
+        except psutil.NoSuchProcess:
+            return None  # It ended while we looked.
+
+    def forkserver(self) -> psutil.Process | None:
+        """The present one of a worker, if there is one."""
         for child in psutil.Process(self.pid).children():
             try:
                 if "multiprocessing.forkserver" in child.cmdline()[-1]:
-                    return next(iter(child.children()), None)
+                    return child
             except (psutil.NoSuchProcess, IndexError):
                 continue  # It ended while we looked.
         return None
@@ -429,7 +440,7 @@ class Stack:
             self._kill_all()
             self._sockets.cleanup()
 
-    def start(self, *, workers: int = 1, **settings: object) -> Self:
+    def start(self, *, workers: int = 1, limit_s: float = LIMIT_S, **settings: object) -> Self:
         """All components, until the workers are ready. `settings` are the workers', fake ones by default."""
         for broker in self.brokers:
             broker.start()
@@ -437,7 +448,7 @@ class Stack:
             self.start_worker(f"worker-{number}", **settings)
         self.start_frontend()
         for name in self.workers:
-            self.until_state(name, "ready")
+            self.until_state(name, "ready", limit_s)
         return self
 
     def start_worker(self, name: str, **settings: object) -> Component:
