@@ -5,7 +5,8 @@ Sends never wait: what a peer does not take now is dropped, for the next report 
 
 from dataclasses import dataclass
 
-from proto.messages import ToFrontend, ToWorker
+from broker.jobs import State
+from proto.messages import ToFrontend, ToWorker, TraceContext
 from proto.notes import Note
 
 
@@ -25,4 +26,17 @@ class SendToFrontend:
     message: ToFrontend
 
 
-Action = SendToWorker | SendToFrontend | Note
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracedJobMoved:
+    """A job that is traced has entered a state, or is forgotten. Nothing depends on it."""
+
+    job_id: bytes
+    trace: TraceContext
+    state: State | None
+    """None for one that is forgotten."""
+    attempts: int
+    at: float
+    """On the clock of `handle`."""
+
+
+Action = SendToWorker | SendToFrontend | TracedJobMoved | Note

@@ -93,6 +93,7 @@ class Adoption:
             execution_id=execution_id,
             claim=claim,
             parameters=job.parameters,
+            trace=job.trace,
             body=job.prompt,
         )
         self._state.send_worker(worker.route, start)

@@ -14,6 +14,7 @@ from broker.events import (
     FromFrontend,
     FromWorker,
     FrontendUnreachable,
+    HeardUntil,
     TimerFired,
     WorkerUnreachable,
 )
@@ -50,6 +51,7 @@ class Broker:
         self._frontend_side = FrontendSide(self.state, self._job_life)
         self._next_round_at: float | None = None
         self._told_ready = 0
+        self._told_behind = False
         self._is_rebuilt = self.state.window_s == 0
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -66,6 +68,8 @@ class Broker:
                 self._worker_side.unreachable(route, now)
             case FrontendUnreachable(route=route):
                 self._frontend_side.unreachable(route, now)
+            case HeardUntil(instant=instant):
+                self._fall_behind(instant, now)
             case DrainRequested():
                 self._drain()
             case TimerFired():
@@ -95,6 +99,17 @@ class Broker:
         if due_at is not None and now - due_at > self.state.timing.probe_interval_s:
             self.state.note("broker stood still", "warning", for_s=round(now - due_at, 3))
             self.state.pardon(now - due_at)
+
+    def _fall_behind(self, heard_until: float | None, now: float) -> None:
+        """What waits to be told is no silence of those who have sent it."""
+        self.state.hear_until(heard_until)
+        lag_s = now - self.state.silence_at
+        if lag_s >= self.state.timing.probe_after_s and not self._told_behind:
+            self._told_behind = True
+            self.state.note("broker is behind", "warning", lag_s=round(lag_s, 3))
+        elif heard_until is None and self._told_behind:
+            self._told_behind = False
+            self.state.note("broker has caught up")
 
     def _make_round(self, now: float) -> None:
         """Look after everybody. Rounds are `probe_interval_s` apart: nothing here is more punctual."""

@@ -32,6 +32,16 @@ class FrontendUnreachable:
     route: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeardUntil:
+    """More has come than could be told yet: all that had come by this instant, on the clock of `handle`, was.
+
+    None: there is no such backlog any more.
+    """
+
+    instant: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class DrainRequested:
     """Admit nothing from now on, and say so; the process is about to end."""
@@ -42,4 +52,12 @@ class TimerFired:
     """The broker's own deadline has come."""
 
 
-Event = FromWorker | FromFrontend | WorkerUnreachable | FrontendUnreachable | DrainRequested | TimerFired
+Event = (
+    FromWorker
+    | FromFrontend
+    | WorkerUnreachable
+    | FrontendUnreachable
+    | HeardUntil
+    | DrainRequested
+    | TimerFired
+)

@@ -129,8 +129,8 @@ class FrontendSide:
     def _watch(self, frontend: Frontend, now: float) -> None:
         """As workers are watched: a process that was killed is noticed by its connection."""
         timing, gone = self._state.timing, frontend.unreachable_since
-        silent_s = now - frontend.heard_at
-        is_gone = gone is not None and now - gone >= timing.unreachable_grace_s
+        silent_s = self._state.silence_at - frontend.heard_at
+        is_gone = gone is not None and self._state.silence_at - gone >= timing.unreachable_grace_s
         if is_gone or silent_s >= timing.peer_lost_s:
             reason = "its connection is gone" if is_gone else f"silent for {silent_s:.1f} s"
             self._state.note("frontend lost", "warning", frontend_id=frontend.frontend_id, reason=reason)

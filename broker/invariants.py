@@ -99,7 +99,7 @@ def _check_presence(state: BrokerState) -> None:
     serving = [
         worker
         for worker in workers
-        if worker.takes_jobs and state.now - worker.heard_at < state.timing.probe_after_s
+        if worker.takes_jobs and state.silence_at - worker.heard_at < state.timing.probe_after_s
     ]
     idle = [
         (worker.slot.since, worker.number, worker.worker_id)

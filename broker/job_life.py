@@ -71,6 +71,7 @@ class JobLife:
             prompt=submit.body,
             deadline=now + submit.claim.remaining_ms / 1000,
             state=Queued(now),
+            trace=submit.trace,
         )
         job.count(submit.claim)
         self._state.jobs.add(job)
@@ -349,7 +350,7 @@ class JobLife:
             self._state.note("job cancelled", job_id=job.job_id)
 
     def watch_all(self, now: float) -> None:
-        may_give_up = not self._may_be_taken(now)
+        may_give_up = not self._may_be_taken()
         for job in list(self._state.jobs):
             self._watch(job, now, may_give_up=may_give_up)
 
@@ -367,7 +368,9 @@ class JobLife:
             return False
         return now - job.orphaned_at >= self._state.timing.orphan_grace_s
 
-    def _may_be_taken(self, now: float) -> bool:
+    def _may_be_taken(self) -> bool:
         """Whether a worker is there that will be idle: it is busy, or loads its model."""
         workers, probe_after_s = self._state.workers, self._state.timing.probe_after_s
-        return bool(workers.serving) or any(worker.is_loading(now, probe_after_s) for worker in workers)
+        return bool(workers.serving) or any(
+            worker.is_loading(self._state.silence_at, probe_after_s) for worker in workers
+        )

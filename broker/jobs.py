@@ -9,7 +9,7 @@ A job ends in any state when nobody waits for it any more, or with its deadline.
 whose frontend was lost a short time ago, goes on without waiters.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final, assert_never
 
@@ -23,6 +23,7 @@ from proto.messages import (
     JobState,
     JobStatus,
     Outcome,
+    TraceContext,
 )
 
 MAX_ATTEMPTS: Final = 3
@@ -124,6 +125,8 @@ class Job:
     """Of the latest attempt that counted."""
     number: int = 0
     """Its place in the order of admission."""
+    trace: TraceContext | None = None
+    """Of its first SUBMIT; None: it is not traced."""
 
     @property
     def job_id(self) -> bytes:
@@ -230,6 +233,8 @@ def _admission(job: Job) -> int:
 class JobTable:
     """By primary `job_id`, in the order of their admission; and the other ways to find one."""
 
+    tell_traced: Callable[[Job, TraceContext, State | None], None]
+    """Of each change of state of a job that is traced; None for one that is forgotten."""
     jobs: dict[bytes, Job] = field(default_factory=dict)
     by_waiter: dict[bytes, Job] = field(default_factory=dict)
     """By the `job_id` of each call that waits."""
@@ -273,6 +278,8 @@ class JobTable:
         self._file(job)
         if (key := key_of(job.claim)) is not None:
             self.by_key.add(key, job.job_id, job)
+        if job.trace is not None:
+            self.tell_traced(job, job.trace, job.state)
 
     def count(self, job: Job, told: JobClaim | Outcome) -> None:
         """Take over the counters of somebody who may have seen more of the job."""
@@ -285,6 +292,8 @@ class JobTable:
         self._unfile(job, has_begun=isinstance(state, Dispatched))
         job.state = state
         self._file(job)
+        if job.trace is not None:
+            self.tell_traced(job, job.trace, state)
 
     def remove(self, job: Job) -> None:
         for waiter_id in list(job.waiters):
@@ -294,6 +303,8 @@ class JobTable:
         if (key := key_of(job.claim)) is not None:
             self.by_key.remove(key, job.job_id)
         del self.jobs[job.job_id]
+        if job.trace is not None:
+            self.tell_traced(job, job.trace, None)
 
     def _file(self, job: Job) -> None:
         """Where its state can be found."""

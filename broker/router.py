@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Final, assert_never
 
 import structlog
 import zmq
 
-from broker.actions import Action, SendToFrontend, SendToWorker
+from broker.actions import Action, SendToFrontend, SendToWorker, TracedJobMoved
 from broker.authenticator import Authenticator
 from broker.core import Broker
 from broker.events import (
@@ -18,11 +19,13 @@ from broker.events import (
     FromFrontend,
     FromWorker,
     FrontendUnreachable,
+    HeardUntil,
     TimerFired,
     WorkerUnreachable,
 )
 from broker.gatekeeper import Gatekeeper, RouteGuard
 from broker.ipc_path import why_not_bindable
+from broker.job_spans import JobSpans
 from broker.settings import BrokerSettings
 from broker.status_text import status_text
 from broker.turned_away import TurnedAway
@@ -35,6 +38,7 @@ from proto.codec import (
     ViolationKind,
     decode,
     encode,
+    is_report,
 )
 from proto.failures import RefusalReason
 from proto.handshakes import HandshakeFailure
@@ -71,8 +75,13 @@ class CannotBind(Exception):
 class Router:
     """A bound broker. To be made, used and closed on one event loop."""
 
-    def __init__(self, settings: BrokerSettings, gatekeeper: Gatekeeper | None = None) -> None:
-        """Encrypted and closed to strangers if there is a `gatekeeper`."""
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        gatekeeper: Gatekeeper | None = None,
+        spans: JobSpans | None = None,
+    ) -> None:
+        """Encrypted and closed to strangers if there is a `gatekeeper`; jobs are traced with `spans`."""
         core = Broker(
             broker_id=settings.broker_id,
             epoch=new_identifier(),
@@ -85,6 +94,9 @@ class Router:
         self._mailbox: Mailbox[Event, Action] = Mailbox(core, TimerFired(), self._perform)
         self._violations = {role: ViolationLog(role) for role in ("worker", "frontend")}
         self._dropped = 0
+        self._spans = spans
+        self._heard_until: dict[str, float | None] = {}
+        """By the role of a socket that has more than it can hand over: until when it has."""
         self._gatekeeper = gatekeeper
         self._turned_away = TurnedAway() if gatekeeper is None else gatekeeper.turned_away
         self._authenticator = None if gatekeeper is None else _authenticator(gatekeeper)
@@ -110,6 +122,8 @@ class Router:
 
     def close(self) -> None:
         self._mailbox.close()
+        if self._spans is not None:
+            self._spans.close(asyncio.get_running_loop().time())
         self._workers.close()
         self._frontends.close()
         if self._authenticator is not None:
@@ -131,7 +145,14 @@ class Router:
             curve=None if gatekeeper is None else gatekeeper.server(role),
             guard=None if gatekeeper is None else RouteGuard(gatekeeper, role),
             on_handshake_failure=on_handshake_failure,
+            supersedes=_reporter,
+            on_heard_until=partial(self._on_heard_until, role),
         )
+
+    def _on_heard_until(self, role: str, instant: float | None) -> None:
+        self._heard_until[role] = instant
+        behind = [each for each in self._heard_until.values() if each is not None]
+        self._mailbox.tell(HeardUntil(instant=min(behind, default=None)))
 
     def _bind(self, socket: LoopSocket, endpoint: str) -> None:
         if (obstacle := why_not_bindable(endpoint)) is not None:
@@ -199,8 +220,11 @@ class Router:
                 if result is SendResult.UNREACHABLE:
                     self._mailbox.tell(FrontendUnreachable(route=route))
                 self._count(result, message)
+            case TracedJobMoved():
+                if self._spans is not None:
+                    self._spans.moved(action)
             case Note():
-                write_note(action)
+                write_note(action if self._spans is None else self._spans.named(action))
             case _:
                 assert_never(action)
 
@@ -209,7 +233,9 @@ class Router:
         counts = {
             **{f"{role}_violations": log.total for role, log in self._violations.items()},
             "turned_away": self._turned_away.total,
+            "unread_reports": self._workers.superseded + self._frontends.superseded,
             "unsent_messages": self._dropped,
+            "unsent_spans": 0 if self._spans is None else self._spans.dropped,
         }
         return {kind: n for kind, n in counts.items() if n}
 
@@ -219,6 +245,11 @@ class Router:
             log.debug("message not sent", kind=type(message).__name__, why=result.name, dropped=self._dropped)
 
 
+def _reporter(frames: list[zmq.Frame]) -> bytes | None:
+    """The route by which a report has come."""
+    return frames[0].bytes if len(frames) > 1 and is_report(frames[1].bytes) else None
+
+
 def _authenticator(gatekeeper: Gatekeeper) -> Authenticator:
     try:
         return Authenticator(gatekeeper.welcomes)
@@ -226,14 +257,19 @@ def _authenticator(gatekeeper: Gatekeeper) -> Authenticator:
         raise CannotBind(f"no authenticator of this broker: {zmq.strerror(error.errno or 0)}") from error
 
 
-async def serve(settings: BrokerSettings, stop: asyncio.Event, gatekeeper: Gatekeeper | None = None) -> None:
+async def serve(
+    settings: BrokerSettings,
+    stop: asyncio.Event,
+    gatekeeper: Gatekeeper | None = None,
+    spans: JobSpans | None = None,
+) -> None:
     """Run until `stop` is set, then say good-bye.
 
     Raises:
         CannotBind: an endpoint is taken or cannot be had.
     """
     with contextlib.ExitStack() as cleanup:
-        router = cleanup.enter_context(contextlib.closing(Router(settings, gatekeeper)))
+        router = cleanup.enter_context(contextlib.closing(Router(settings, gatekeeper, spans)))
         log.info(
             "broker listens",
             broker_id=settings.broker_id,

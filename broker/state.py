@@ -3,15 +3,24 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from broker.actions import Action, SendToFrontend, SendToWorker
+from broker.actions import Action, SendToFrontend, SendToWorker, TracedJobMoved
 from broker.estimates import NextFree, RunTimes
 from broker.frontends import Frontend, FrontendTable
-from broker.jobs import Job, JobTable, is_same_image
+from broker.jobs import Job, JobTable, State, is_same_image
 from broker.snapshot import Counters
 from broker.views import ViewMaker
 from broker.wishes import Moment, Wishes, WishMaker
 from broker.workers import Worker, WorkerTable
-from proto.messages import HeldOutcome, JobClaim, JobStatus, RunningExecution, Submit, ToFrontend, ToWorker
+from proto.messages import (
+    HeldOutcome,
+    JobClaim,
+    JobStatus,
+    RunningExecution,
+    Submit,
+    ToFrontend,
+    ToWorker,
+    TraceContext,
+)
 from proto.notes import Note, NoteLevel
 from proto.timing import Timing
 
@@ -35,7 +44,7 @@ class BrokerState:
     """No broker of this service has run before."""
 
     workers: WorkerTable = field(init=False)
-    jobs: JobTable = field(default_factory=JobTable)
+    jobs: JobTable = field(init=False)
     frontends: FrontendTable = field(default_factory=FrontendTable)
     run_times: RunTimes = field(default_factory=RunTimes)
     next_free: NextFree = field(init=False)
@@ -45,6 +54,10 @@ class BrokerState:
     draining: bool = False
     now: float = 0.0
     """Of the event that is handled."""
+    heard_until: float | None = None
+    """What has come since then has not all been told yet; None: what has come was."""
+    silence_at: float = 0.0
+    """The latest instant at which it is known who was silent. It never goes back."""
     started_at: float | None = None
     """Of the first event."""
     views: ViewMaker = field(init=False)
@@ -52,6 +65,7 @@ class BrokerState:
     outbox: list[Action] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.jobs = JobTable(tell_traced=self._traced_job_moved)
         self.next_free = NextFree(good_for_s=self.timing.probe_interval_s)
         self.workers = WorkerTable(probe_after_s=self.timing.probe_after_s)
         self.views = ViewMaker(
@@ -66,11 +80,18 @@ class BrokerState:
         self.now = now
         if self.started_at is None:
             self.started_at = now
-        self.workers.advance(now)
+        self.hear_until(self.heard_until)
+
+    def hear_until(self, instant: float | None) -> None:
+        """Silence is judged no later than then; None: at the present."""
+        self.heard_until = instant
+        self.silence_at = max(self.silence_at, self.now if instant is None else min(self.now, instant))
+        self.workers.advance(self.silence_at)
 
     def pardon(self, absence_s: float) -> None:
         """Time in which the broker could hear nobody counts for nobody."""
         self.workers.pardon(absence_s, self.now)
+        self.workers.advance(self.silence_at)
         for frontend in self.frontends:
             frontend.pardon(absence_s, self.now)
         for job in self.jobs:
@@ -192,6 +213,12 @@ class BrokerState:
             rebuilding=self.is_rebuilding,
         )
         self.send_frontend(frontend.route, view)
+
+    def _traced_job_moved(self, job: Job, trace: TraceContext, state: State | None) -> None:
+        moved = TracedJobMoved(
+            job_id=job.job_id, trace=trace, state=state, attempts=job.attempts, at=self.now
+        )
+        self.outbox.append(moved)
 
     def note(self, event: str, level: NoteLevel = "info", **fields: object) -> None:
         self.outbox.append(Note(event, fields, level))

@@ -222,15 +222,15 @@ class WorkerSide:
     def watch(self, now: float) -> None:
         """Probe the silent, give up the lost, forget those that were lost long ago."""
         for worker in list(self._state.workers):
-            self._watch(worker, now)
+            self._watch(worker, self._state.silence_at, now)
         self._state.workers.forget_lost(now - self._state.timing.lost_worker_shown_s)
 
-    def _watch(self, worker: Worker, now: float) -> None:
-        silent_s = now - worker.heard_at
+    def _watch(self, worker: Worker, silence_at: float, now: float) -> None:
+        silent_s = silence_at - worker.heard_at
         gone = worker.unreachable_since
         if silent_s >= self._state.timing.peer_lost_s:
             self._lose_worker(worker, f"silent for {silent_s:.1f} s", now)
-        elif gone is not None and now - gone >= self._state.timing.unreachable_grace_s:
+        elif gone is not None and silence_at - gone >= self._state.timing.unreachable_grace_s:
             self._lose_worker(worker, "its connection is gone", now)
         elif silent_s >= self._state.timing.probe_after_s:
             self._state.send_worker_view(worker)

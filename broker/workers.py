@@ -368,7 +368,6 @@ class WorkerTable:
         )
         for worker in self:
             self._file(worker)
-        self.advance(now)
 
     def _hear(self, worker: Worker) -> None:
         self._heard[worker.worker_id] = worker

@@ -1,7 +1,6 @@
 """`python -m frontend`: the gRPC and HTTP side of the service."""
 
 import asyncio
-import gc
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -13,21 +12,24 @@ from frontend.server import run_until_signal
 from frontend.settings import FrontendSettings
 from proto.configuration import load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START
+from proto.garbage import collect_rarely
 from proto.keyring import Keyring
 from proto.large_blocks import keep_large_blocks
 from proto.logs import configure_logging
 from proto.operator_files import FileUnusable
+from proto.tracing import CannotTrace, tracing_if
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(FrontendSettings, argv, "frontend")
     configure_logging("frontend", settings.log_level, settings.log_format)
     keep_large_blocks()
-    gc.freeze()  # What is imported stays: a full collection that looks at it holds the loop for 0.1 s.
+    collect_rarely()
     try:
         keyring = Keyring(settings.curve_key_file, settings.known_brokers_file, settings.broker_endpoints)
-        asyncio.run(run_until_signal(settings, partial(BrokerClient, keyring=keyring)))
-    except FileUnusable as error:
+        with tracing_if("frontend", settings.frontend_id, enabled=settings.tracing) as tracing:
+            asyncio.run(run_until_signal(settings, partial(BrokerClient, keyring=keyring), tracing))
+    except (FileUnusable, CannotTrace) as error:
         print(f"frontend: {error}", file=sys.stderr)
         return EXIT_BAD_CONFIGURATION
     except CannotListen as error:

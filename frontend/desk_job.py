@@ -80,5 +80,6 @@ class DeskJob:
             execution_id=self.execution_id,
             key_job_limit=self.opened.key_job_limit,
             key_queue_share=self.opened.key_queue_share,
+            trace=self.opened.trace,
             body=self.job.prompt.encode(),
         )

@@ -99,6 +99,15 @@ class EdgeSettings(PeerSettings):
         return self
 
 
+def _resolvable(host: str) -> str:
+    """What Python could not even ask a resolver about would end in its own words."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ValueError("is neither an address nor a host's name") from None
+    return host
+
+
 def _keys_travel_safely(host: str, info: ValidationInfo) -> str:
     is_encrypted = info.data.get("tls_certificate_file") or info.data.get(UNENCRYPTED_CLIENTS)
     if is_loopback(host) or is_encrypted:
@@ -119,5 +128,5 @@ def _http_keys_travel_safely(host: str, info: ValidationInfo) -> str:
     )
 
 
-GrpcHost = Annotated[str, AfterValidator(_keys_travel_safely)]
-HttpHost = Annotated[str, AfterValidator(_http_keys_travel_safely)]
+GrpcHost = Annotated[str, AfterValidator(_resolvable), AfterValidator(_keys_travel_safely)]
+HttpHost = Annotated[str, AfterValidator(_resolvable), AfterValidator(_http_keys_travel_safely)]

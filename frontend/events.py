@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from frontend.validation import ValidJob
-from proto.messages import ToFrontend
+from proto.messages import ToFrontend, TraceContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,8 @@ class JobOpened:
     """16 bytes, the same for every repeat of this call. None: it has no repeats."""
     detach: bool = False
     """It goes on without a waiter; only with an idempotency hash."""
+    trace: TraceContext | None = None
+    """Where the job's spans belong; None: it is not traced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

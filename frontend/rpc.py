@@ -16,6 +16,7 @@ from grpc_status import rpc_status
 
 from frontend import errors
 from frontend.auth import caller
+from frontend.call_span import end_span
 from frontend.call_tally import CallTally
 from proto.logs import short_id
 
@@ -138,6 +139,7 @@ class _CallLog:
             self.code = grpc.StatusCode.DEADLINE_EXCEEDED if timed_out else grpc.StatusCode.CANCELLED
         duration_s = time.monotonic() - self._started_at
         self._tally.call_ended(self._method, self.code.name, duration_s)
+        end_span(self.code, self.reason)
         fields = {"reason": self.reason} if self.reason else {}
         client = caller.get(None)
         log.info(

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 import structlog
@@ -30,6 +30,9 @@ from proto.messages import MAX_IMAGE_BYTES
 from proto.service_watch import ServiceWatch
 from proto.signals import on_end_signals, on_reload_signal
 
+if TYPE_CHECKING:
+    from proto.spans import Tracing
+
 REQUEST_MAX_BYTES: Final = 1024 * 1024
 """Far above any valid request: what is a little too long is to hear our error and not gRPC's."""
 FLUSH_S: Final = 2.0
@@ -49,9 +52,9 @@ class RunningFrontend:
 
 @asynccontextmanager
 async def running_frontend(
-    settings: FrontendSettings, edge: Edge, connect: ConnectCluster
+    settings: FrontendSettings, edge: Edge, connect: ConnectCluster, tracing: "Tracing | None" = None
 ) -> AsyncIterator[RunningFrontend]:
-    """The frontend serves within this context, and drains at its end.
+    """The frontend serves within this context, and drains at its end. Calls are traced with `tracing`.
 
     Raises:
         CannotListen: a port is taken, or an address is not this machine's.
@@ -64,7 +67,9 @@ async def running_frontend(
         refusals = RefusalLog()
         render_thread = RenderThread()
         stack.callback(render_thread.close)
-        service = ImageGenService(cluster, settings.request_limits, settings.max_job_s, tally, render_thread)
+        service = ImageGenService(
+            cluster, settings.request_limits, settings.max_job_s, tally, render_thread, tracing
+        )
         interceptor = ApiKeyInterceptor(edge.keys, refusals)
         server = _grpc_server(settings, interceptor, service, frontend_health, open_calls)
         stack.push_async_callback(server.stop, None)  # also when the rest cannot start
@@ -107,7 +112,9 @@ async def running_frontend(
             await _drain(settings, server, cluster, frontend_health, open_calls)
 
 
-async def run_until_signal(settings: FrontendSettings, connect: ConnectCluster) -> None:
+async def run_until_signal(
+    settings: FrontendSettings, connect: ConnectCluster, tracing: "Tracing | None" = None
+) -> None:
     """Serve until SIGTERM or SIGINT. A second signal ends the process at once.
 
     Raises:
@@ -124,7 +131,7 @@ async def run_until_signal(settings: FrontendSettings, connect: ConnectCluster) 
     on_reload_signal(lambda: log.info("reading keys and certificates again", on="SIGHUP"))
     edge = Edge(settings)
     edge.keep_fresh()
-    async with running_frontend(settings, edge, connect):
+    async with running_frontend(settings, edge, connect, tracing):
         await stop.wait()
     log.info("stopped")
 

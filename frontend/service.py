@@ -1,9 +1,10 @@
 """The public service `imagegen.ImageGen`."""
 
 import secrets
+import time
 from collections.abc import Iterable
 from functools import partial
-from typing import Final, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 import grpc
 import structlog
@@ -12,6 +13,7 @@ import image_gen_pb2
 from frontend import errors
 from frontend.actions import ImageDelivered, JobGivenUp, JobRefused
 from frontend.auth import caller
+from frontend.call_span import name_span, trace_call
 from frontend.call_tally import DRAWING_METHOD, CallTally
 from frontend.cluster import Cluster
 from frontend.events import JobOpened
@@ -21,7 +23,11 @@ from frontend.rpc import Context, OpenCalls, name_job, unary_method
 from frontend.status import metrics_response, service_status
 from frontend.validation import RequestLimits, ValidJob, validate
 from proto.identifiers import new_identifier
-from proto.messages import ImageParameters, ModelCard
+from proto.logs import short_id
+from proto.messages import ImageParameters, ModelCard, TraceContext
+
+if TYPE_CHECKING:
+    from proto.spans import Tracing
 
 SERVICE_NAME: Final = "imagegen.ImageGen"
 SEED_BITS: Final = 64
@@ -41,12 +47,14 @@ class ImageGenService:
         max_job_s: float,
         tally: CallTally,
         render_thread: RenderThread,
+        tracing: "Tracing | None" = None,
     ) -> None:
         self._cluster = cluster
         self._limits = limits
         self._max_job_s = max_job_s
         self._tally = tally
         self._render_thread = render_thread
+        self._tracing = tracing
         self._metrics = SharedAnswer(self._make_metrics)
 
     def handlers(self, open_calls: OpenCalls) -> grpc.GenericRpcHandler:
@@ -68,6 +76,7 @@ class ImageGenService:
     async def generate(self, request: image_gen_pb2.GenerateRequest, context: Context) -> bytes:
         """Draw one image. A call that ends early cancels this coroutine, and takes a waiter from the job."""
         client = caller.get()
+        trace = None if self._tracing is None else self._trace(self._tracing, context)
         job, repeats = self._judge(request, context.invocation_metadata() or (), client.name)
         opened = JobOpened(
             job_id=new_identifier(),
@@ -80,8 +89,12 @@ class ImageGenService:
             job_time_s=self._max_job_s if repeats.detach else None,
             idempotency_hash=repeats.idempotency_hash,
             detach=repeats.detach,
+            trace=trace,
         )
         name_job(opened.job_id)
+        if self._tracing is not None:
+            wanted = job.parameters
+            name_span(short_id(opened.job_id), width=wanted.width, height=wanted.height, steps=wanted.steps)
         end = await self._cluster.draw(opened)
         match end:
             case ImageDelivered():
@@ -103,6 +116,13 @@ class ImageGenService:
         return await self._render_thread.run(
             lambda: metrics_response(service_status(picture)).SerializeToString()
         )
+
+    @staticmethod
+    def _trace(tracing: "Tracing", context: Context) -> TraceContext | None:
+        facts = {"rpc.system": "grpc", "rpc.service": SERVICE_NAME, "rpc.method": DRAWING_METHOD}
+        name = f"{SERVICE_NAME}/{DRAWING_METHOD}"
+        metadata = context.invocation_metadata() or ()
+        return trace_call(tracing.of_call(metadata, name, time.monotonic(), facts))
 
     def _judge(
         self,

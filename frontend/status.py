@@ -9,11 +9,12 @@ from google.protobuf import json_format
 
 import image_gen_pb2
 from frontend.cluster import BrokerPicture, ServicePicture
-from proto.messages import ModelCard, Readings, Snapshot, WorkerRow
+from proto.messages import MAX_FLOAT, ModelCard, Readings, Snapshot, WorkerRow
 
 SERVING_STATES: Final = frozenset({"ready", "busy"})
 LOST_STATE: Final = "lost"
 UINT32_MAX: Final = 2**32 - 1
+UINT64_MAX: Final = 2**64 - 1
 
 _CONTRACT_NAMES: Final = {
     "age_s": "age_seconds",
@@ -120,9 +121,9 @@ def service_status(picture: ServicePicture) -> ServiceStatus:
     return ServiceStatus(
         in_flight=_uint32(sum(snapshot.in_flight for snapshot, _ in present)),
         queued=_uint32(sum(snapshot.queued for snapshot, _ in present)),
-        completed=sum(snapshot.completed for snapshot in told),
-        failed=sum(snapshot.failed for snapshot in told),
-        cancelled=sum(snapshot.cancelled for snapshot in told),
+        completed=_uint64(sum(snapshot.completed for snapshot in told)),
+        failed=_uint64(sum(snapshot.failed for snapshot in told)),
+        cancelled=_uint64(sum(snapshot.cancelled for snapshot in told)),
         rejected=_rejected(picture),
         shed=_shed(picture),
         workers=[_worker_status(row, report_age_s) for row, report_age_s in freshest_rows(picture)],
@@ -219,7 +220,7 @@ def _rejected(picture: ServicePicture) -> dict[str, int]:
     for broker in picture.brokers:
         if broker.snapshot is not None:
             counted.update(broker.snapshot.rejected)
-    return {reason.value: count for reason, count in sorted(counted.items())}
+    return {reason.value: _uint64(count) for reason, count in sorted(counted.items())}
 
 
 def _shed(picture: ServicePicture) -> dict[str, int]:
@@ -228,7 +229,7 @@ def _shed(picture: ServicePicture) -> dict[str, int]:
     for broker in picture.brokers:
         if broker.snapshot is not None:
             counted.update(broker.snapshot.shed)
-    return dict(sorted(counted.items()))
+    return {kind: _uint64(count) for kind, count in sorted(counted.items())}
 
 
 def _worker_status(row: WorkerRow, report_age_s: float) -> WorkerStatus:
@@ -287,5 +288,10 @@ def _uint32(value: int) -> int:
     return min(value, UINT32_MAX)
 
 
+def _uint64(value: int) -> int:
+    return min(value, UINT64_MAX)
+
+
 def _rounded(value: float) -> float:
-    return round(value, 3)
+    """Sums of readings included: each is finite, and JSON knows no infinity."""
+    return min(round(value, 3), MAX_FLOAT)

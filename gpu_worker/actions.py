@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from gpu_worker.engines.engine import EngineJob
-from proto.messages import ToBrokerFromWorker
+from proto.messages import ToBrokerFromWorker, TraceContext
 from proto.notes import Note
 
 
@@ -44,6 +44,8 @@ class RunJob:
 
     child: int
     job: EngineJob
+    trace: TraceContext | None = None
+    """Where its spans belong; None: it is not traced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

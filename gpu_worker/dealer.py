@@ -20,6 +20,7 @@ from gpu_worker.actions import (
 )
 from gpu_worker.engine_process import EngineProcess
 from gpu_worker.events import DrainRequested, EngineEvent, Event, FromBroker, ReadingsTaken, TimerFired
+from gpu_worker.execution_spans import ExecutionSpans
 from gpu_worker.limits import SessionLimits
 from gpu_worker.readings_thread import ReadingsThread
 from gpu_worker.session import Session
@@ -30,7 +31,7 @@ from proto.dealer import BrokerLink
 from proto.identifiers import new_identifier
 from proto.keyring import Keyring
 from proto.logs import write_note
-from proto.messages import Message, Readings, Refuse, Start, WorkerView
+from proto.messages import Message, Outcome, Readings, Refuse, Start, WorkerView
 from proto.notes import Note
 from proto.service_watch import ServiceWatch
 from proto.sockets import close_context
@@ -58,8 +59,11 @@ class WorkerShell:
         make_engine: MakeEngine,
         take_readings: Callable[[], Readings],
         keyring: Keyring,
+        spans: ExecutionSpans | None = None,
     ) -> None:
+        """Jobs are traced with `spans`."""
         self._loop = asyncio.get_running_loop()
+        self._spans = spans
         self._make_engine = make_engine
         self._endpoints = broker_endpoints
         self._session = Session(
@@ -103,6 +107,8 @@ class WorkerShell:
 
     async def _close(self) -> None:
         self._mailbox.close()
+        if self._spans is not None:
+            self._spans.close(self._loop.time())
         if self._engine is not None:
             self._engine.kill()
             try:
@@ -121,7 +127,11 @@ class WorkerShell:
         self._mailbox.tell(ReadingsTaken(readings=readings))
 
     def _on_engine_event(self, event: EngineEvent) -> None:
+        if self._spans is not None:
+            self._spans.told(event)
         self._mailbox.tell(event)
+        if self._spans is not None:
+            self._spans.settle(event, self._loop.time())
         if self._session.engine.model is not None:
             self._service.ready()
 
@@ -134,8 +144,8 @@ class WorkerShell:
 
     def _perform(self, action: Action) -> None:
         match action:
-            case SendToBroker(broker=broker, message=message):
-                self._links[broker].send(message)
+            case SendToBroker():
+                self._send(action)
             case ReconnectToBroker(broker=broker):
                 self._links[broker].reconnect()
             case StartEngine(child=child):
@@ -144,17 +154,28 @@ class WorkerShell:
                 self._engine.start()
             case KillEngine(child=child):
                 self._present_engine(child).kill()
-            case RunJob(child=child, job=job):
-                self._present_engine(child).run(job)
+            case RunJob():
+                self._run(action)
             case CancelJob(child=child, execution_id=execution_id):
                 self._present_engine(child).cancel(execution_id)
             case Exit():
                 if not self._over.done():
                     self._over.set_result(action)
             case Note():
-                write_note(action.with_endpoint(self._endpoints))
+                note = action.with_endpoint(self._endpoints)
+                write_note(note if self._spans is None else self._spans.named(note))
             case _:
                 assert_never(action)
+
+    def _send(self, action: SendToBroker) -> None:
+        if self._spans is not None and isinstance(action.message, Outcome):
+            self._spans.ended(action.message, self._loop.time())
+        self._links[action.broker].send(action.message)
+
+    def _run(self, action: RunJob) -> None:
+        if self._spans is not None:
+            self._spans.began(action, self._loop.time())
+        self._present_engine(action.child).run(action.job)
 
     def _present_engine(self, child: int) -> EngineProcess:
         if self._engine is None or child != self._engine_child:

@@ -244,9 +244,9 @@ class EngineChild:
 
     def _draw(self, engine: Engine, slot: _Slot) -> tuple[EngineDrawn, Drawing]:
         job = slot.job
-        started = time.perf_counter()
+        started = time.monotonic()
         drawing = engine.generate(job, self._progress_reporter(slot))
-        inference_time_s = time.perf_counter() - started
+        now = time.monotonic()
         expected = (job.parameters.height, job.parameters.width, 3)
         if drawing.image.shape != expected:
             raise RuntimeError(f"the engine drew {drawing.image.shape} instead of {expected}")
@@ -255,9 +255,10 @@ class EngineChild:
         drawn = EngineDrawn(
             child=self._child,
             execution_id=job.execution_id,
-            inference_time_s=inference_time_s,
+            inference_time_s=now - started,
             steps_time_s=slot.clock.steps_time_s,
             text_cached=drawing.text_cached,
+            at=now,
         )
         return drawn, drawing
 
@@ -274,6 +275,7 @@ class EngineChild:
             log.debug("nobody is left to take the PNG", job_id=short_id(image.job.job_id))
 
     def _encode(self, image: DrawnImage) -> EngineFinished | EngineFailed:
+        begun_at = time.monotonic()
         png = self._png_of(image) if image.png is None else image.png
         if len(png) > MAX_IMAGE_BYTES:
             return self._failed(
@@ -281,15 +283,28 @@ class EngineChild:
                 FailureCode.IMAGE_TOO_LARGE,
                 f"the PNG has {len(png)} bytes, at most {MAX_IMAGE_BYTES} are allowed",
             )
-        return EngineFinished(child=self._child, execution_id=image.job.execution_id, png=png)
+        return EngineFinished(
+            child=self._child,
+            execution_id=image.job.execution_id,
+            png=png,
+            begun_at=begun_at,
+            at=time.monotonic(),
+        )
 
     def _progress_reporter(self, slot: _Slot) -> Callable[[JobPhase, int], None]:
         def report(phase: JobPhase, step: int) -> None:
             if slot.cancelled.is_set():
                 raise JobCancelled
-            slot.clock.progressed(phase, step, time.perf_counter())
+            now = time.monotonic()
+            slot.clock.progressed(phase, step, now)
             self._send(
-                EngineProgress(child=self._child, execution_id=slot.job.execution_id, phase=phase, step=step)
+                EngineProgress(
+                    child=self._child,
+                    execution_id=slot.job.execution_id,
+                    phase=phase,
+                    step=step,
+                    at=now,
+                )
             )
 
         return report

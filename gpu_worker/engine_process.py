@@ -57,11 +57,15 @@ class EngineProcess:
         choice: EngineChoice,
         options: EngineOptions,
         on_event: Callable[[EngineEvent], None],
+        *,
+        every_step: bool = False,
     ) -> None:
+        """`every_step`: also the progress that has been overtaken when it is heard."""
         self._child = child
         self._choice = choice
         self._options = options
         self._on_event = on_event
+        self._every_step = every_step
         self._gone = asyncio.Event()
         self._killing = threading.Lock()
         self._to_kill: ProcessHandle | None = None
@@ -228,7 +232,8 @@ class EngineProcess:
         try:
             while self._undelivered:
                 event = self._undelivered.popleft()
-                if not (isinstance(event, EngineProgress) and self._is_next(EngineProgress)):
+                is_overtaken = isinstance(event, EngineProgress) and self._is_next(EngineProgress)
+                if self._every_step or not is_overtaken:
                     self._on_event(event)
         finally:
             if self._undelivered:  # After an error, which the loop logs.

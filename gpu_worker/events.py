@@ -31,7 +31,8 @@ class TimerFired:
 
 
 # From the engine process. `child` numbers the processes of this worker's life: what a dead one still
-# had to say must not be taken for the words of its successor.
+# had to say must not be taken for the words of its successor. Instants are of the host's monotonic clock,
+# which all its processes share; 0 where nobody looked.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,8 @@ class EngineProgress:
     phase: JobPhase
     step: int
     """Denoising steps finished."""
+    at: float = 0.0
+    """When the phase began, or the step ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,8 @@ class EngineDrawn:
     """Of that, what the denoising steps took; None of an engine that does not tell their phase."""
     text_cached: bool | None = None
     """Whether the prompt had been encoded before; None where nothing is kept of that."""
+    at: float = 0.0
+    """When the last pixel was there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +83,10 @@ class EngineFinished:
     child: int
     execution_id: bytes
     png: Body
+    begun_at: float = 0.0
+    """When it was begun to be made."""
+    at: float = 0.0
+    """When it was there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -131,7 +131,7 @@ class Executions:
             step=0,
             phase_since=now,
         )
-        self.outbox.add(RunJob(child=self.engine.children, job=job))
+        self.outbox.add(RunJob(child=self.engine.children, job=job, trace=start.trace))
         self.outbox.note("job started", job_id=job.job_id, execution_id=job.execution_id)
         self.brokers.report_soon(now, known_to=(broker,))
 

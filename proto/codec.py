@@ -78,6 +78,10 @@ _BY_MESSAGE: Final = {command.message: command for command in _COMMANDS}
 _HEADER_KEYS: Final = {
     message: tuple(field.name for field in fields(message) if field.name != "body") for message in _BY_MESSAGE
 }
+_REPORT_PREFIXES: Final = frozenset(
+    _PREFIX.pack(_MAGIC, VERSION, _BY_MESSAGE[report].code, 0)
+    for report in (messages.WorkerReport, messages.FrontendReport)
+)
 _ENCODER: Final = msgspec.msgpack.Encoder()
 
 
@@ -89,7 +93,11 @@ def encode(message: Message) -> list[Body]:
     """
     command = _BY_MESSAGE[type(message)]
     body: Any = getattr(message, "body", None)
-    header = _ENCODER.encode({key: getattr(message, key) for key in _HEADER_KEYS[command.message]})
+    # What is nil may be missing as well.
+    values = {
+        key: value for key in _HEADER_KEYS[command.message] if (value := getattr(message, key)) is not None
+    }
+    header = _ENCODER.encode(values)
     if len(header) > command.max_header_bytes:
         raise ValueError(
             f"{command.message.__name__}: a header of {len(header)} bytes, at most {command.max_header_bytes}"
@@ -120,6 +128,11 @@ def decode(frames: Sequence[Body]) -> Message:
     message = _message_of(command.message, header)
     _check_body(message)
     return message
+
+
+def is_report(prefix: bytes) -> bool:
+    """Whether this is the first frame of a report, which says all that earlier ones of its peer have said."""
+    return prefix in _REPORT_PREFIXES
 
 
 def _command_of(prefix: bytes) -> _Command:

@@ -16,6 +16,8 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.timing import Timing
 
+SHOWN_MAX: Final = 200
+"""Characters of a bad value that are told: somebody may have pasted a file."""
 _VARIABLE: Final = re.compile(r" \[[A-Z0-9_]+\]$")
 
 LogFormat = Literal["auto", "console", "json"]
@@ -44,6 +46,10 @@ class ComponentSettings(BaseSettings):
         "auto", description="console for people, json for machines; auto: console on a terminal"
     )
     log_prompts: bool = Field(False, description="write prompts into the log")
+    tracing: bool = Field(
+        False,
+        description="send spans of each job to an OpenTelemetry collector, by the standard OTEL_ variables",
+    )
     time_scale: float = Field(
         1.0,
         gt=0,
@@ -112,8 +118,13 @@ def _explain(cls: type[ComponentSettings], problem: dict[str, Any]) -> str:
     title = f"--{name.replace('_', '-')} ({environment_name(cls, name)})"
     if problem["type"] == "missing":
         return f"{title}: missing; expected: {str(field.description).rsplit(' [', 1)[0]}"
-    value = "(hidden)" if _is_secret(field) else repr(problem.get("input"))
+    value = "(hidden)" if _is_secret(field) else _shown(problem.get("input"))
     return f"{title}: {value}: {reason}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}… ({len(text)} characters)"
 
 
 def _field_at(cls: type[ComponentSettings], location: str) -> tuple[str, FieldInfo | None]:

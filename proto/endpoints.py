@@ -46,6 +46,8 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _endpoint(value: str) -> str:
+    if not value.isprintable():  # what is no UTF-8 in the environment, too: ZeroMQ could not take it
+        raise ValueError("has characters that cannot be printed")
     if value.startswith("ipc://"):
         return _ipc_endpoint(value)
     tcp = tcp_host_and_port(value)
@@ -56,7 +58,7 @@ def _endpoint(value: str) -> str:
         raise ValueError("the port must be between 1 and 65535")
     looks_numeric = re.fullmatch(r"[0-9.]+", host) is not None
     if host != "*" and _address(host) is None and (looks_numeric or not _HOST_NAME.fullmatch(host)):
-        raise ValueError(f"{host} is neither an address nor a host's name: {_EXPECTED}")
+        raise ValueError(f"the host is neither an address nor a host's name: {_EXPECTED}")
     return value
 
 

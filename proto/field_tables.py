@@ -35,6 +35,7 @@ _COMMANDS: Final = (
 _PARTS: Final = (
     messages.JobClaim,
     messages.ImageParameters,
+    messages.TraceContext,
     messages.RunningExecution,
     messages.HeldOutcome,
     messages.ModelCard,

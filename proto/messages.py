@@ -22,6 +22,8 @@ MAX_KEY_JOBS: Final = 1000
 """Active jobs that one API key may have at most."""
 MAX_LISTED: Final = 4096
 """Entries in any list of a message; what exceeds it is reported with a later heartbeat."""
+MAX_TRACESTATE_CHARACTERS: Final = 512
+"""What W3C Trace Context asks everybody to pass on."""
 MAX_BUCKETS: Final = 64
 """Of a distribution."""
 MAX_FLOAT: Final = float_info.max
@@ -68,6 +70,16 @@ class ImageParameters:
     steps: Annotated[int, Meta(ge=1, le=1000)]
     guidance: Annotated[float, Meta(ge=0, le=MAX_FLOAT)]
     seed: Seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceContext:
+    """The span below which a job's spans belong, as in W3C Trace Context. It decides nothing."""
+
+    traceparent: Annotated[str, Meta(min_length=55, max_length=55)]
+    """Version 00, with the flag for a sampled one: what is not sampled has no context here."""
+    tracestate: Annotated[str, Meta(max_length=MAX_TRACESTATE_CHARACTERS)] = ""
+    """Of whoever began the trace; left out where it is longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,6 +259,8 @@ class Start:
     execution_id: Id
     claim: JobClaim
     parameters: ImageParameters
+    trace: TraceContext | None = None
+    """As the job's SUBMIT had it."""
     body: Body
     """The prompt, UTF-8."""
 
@@ -356,6 +370,8 @@ class Submit:
     """Active jobs that its API key may have."""
     key_queue_share: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Of the broker's queue, that its API key may fill."""
+    trace: TraceContext | None = None
+    """None where the call is not traced."""
     body: Body
     """The prompt, UTF-8."""
 

@@ -8,7 +8,7 @@ import zmq
 
 from proto.curve import CurveClient, CurveServer
 from proto.handshakes import HandshakeFailure, HandshakeWatch
-from proto.loop_reader import LoopReader
+from proto.loop_reader import LoopReader, Supersedes
 from proto.messages import Body
 
 HIGH_WATER_MARK: Final = 1024
@@ -60,7 +60,10 @@ class LoopSocket:
         curve: CurveServer | CurveClient | None = None,
         guard: Guard | None = None,
         on_handshake_failure: Callable[[HandshakeFailure], None] | None = None,
+        supersedes: Supersedes = lambda _frames: None,
+        on_heard_until: Callable[[float | None], None] | None = None,
     ) -> None:
+        """`supersedes` and `on_heard_until` as for a `LoopReader`."""
         self._on_frames = on_frames
         self._guard = guard
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
@@ -83,7 +86,17 @@ class LoopSocket:
         self._handshakes = (
             HandshakeWatch(self._socket, on_handshake_failure) if on_handshake_failure is not None else None
         )
-        self._reader = LoopReader(self._socket, self._on_message)
+        self._reader = LoopReader(
+            self._socket,
+            self._on_message,
+            supersedes=supersedes,
+            on_heard_until=on_heard_until,
+        )
+
+    @property
+    def superseded(self) -> int:
+        """Messages that were dropped unread, for later ones."""
+        return self._reader.superseded
 
     def bind(self, endpoint: str) -> None:
         """Raises zmq.ZMQError where the address cannot be had."""

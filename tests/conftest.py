@@ -6,6 +6,21 @@ from collections.abc import Generator
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--time-scale",
+        type=float,
+        default=1.0,
+        help="factor on the service's time limits, for tests with processes",
+    )
+
+
+@pytest.fixture(scope="session")
+def time_scale(pytestconfig: pytest.Config) -> float:
+    scale: float = pytestconfig.getoption("time_scale")
+    return scale
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield

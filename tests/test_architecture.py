@@ -14,6 +14,7 @@ import proto
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORT_LIMIT_S = 60.0
+TRACED = ("broker.__main__", "gpu_worker.process", "frontend.__main__")
 
 
 def modules_after(statement: str) -> set[str]:
@@ -39,6 +40,7 @@ def test_the_import_rules_hold(capsys: pytest.CaptureFixture[str]) -> None:
         ("gpu_worker.session", {"asyncio", "zmq", "structlog", "numpy"}),
         ("frontend.job_desk", {"asyncio", "zmq", "structlog", "grpc", "google.protobuf"}),
         ("broker.__main__", {"google.protobuf", "grpc", "torch", "numpy", "aiohttp", "prometheus_client"}),
+        *((module, {"opentelemetry", "proto.spans", "requests"}) for module in TRACED),
         ("gpu_worker.commands", {"torch", "huggingface_hub", "zmq"}),
         (
             "gpu_worker.process",

@@ -16,11 +16,14 @@ COMPILED_FROM = {
     "quantize": ["proto", "gpu_worker", "quantize"],
     "training": ["proto", "gpu_worker", "training"],
     "frontend": ["proto", "frontend"],
+    "tracing": ["tracing"],
     "deploy": ["proto", "broker", "gpu_worker", "frontend", "deploy"],
     "test": ["test"],
     "lint": ["lint"],
     "types": ["types"],
+    "fuzz": ["fuzz"],
     "tox": ["tox"],
+    "containers": ["containers"],
 }
 COMMENT = re.compile(r"(^|\s)#.*$")
 PIN = re.compile(r"(?P<package>[^=\s]+)==\S+\s+# via (?P<sources>.+)")

@@ -3,6 +3,7 @@
 For tests and for measuring the serving path. It is never chosen unless somebody asks for it by name.
 """
 
+import ctypes
 import hashlib
 import io
 import json
@@ -47,6 +48,8 @@ class Fault(StrEnum):
     """The process kills itself."""
     HANG = "hang"
     """No progress any more, and deaf to cancelling."""
+    HOLD_GIL = "gil"
+    """Likewise, in a call that keeps every thread of its process from running."""
     OUT_OF_MEMORY = "oom"
     ERROR = "error"
     NON_FINITE = "nonfinite"
@@ -169,6 +172,8 @@ def _suffer(faults: Mapping[int, Fault], step: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case Fault.HANG:
             _hang()
+        case Fault.HOLD_GIL:
+            _hold_gil()
         case Fault.OUT_OF_MEMORY:
             raise OutOfDeviceMemory(f"fake: out of memory at step {step}")
         case Fault.ERROR:
@@ -182,6 +187,12 @@ def _suffer(faults: Mapping[int, Fault], step: int) -> None:
 def _hang() -> NoReturn:
     while True:
         threading.Event().wait()
+
+
+def _hold_gil() -> NoReturn:
+    libc = ctypes.PyDLL(None)
+    while True:
+        libc.pause()
 
 
 def _wait(duration_s: float) -> None:

@@ -20,7 +20,7 @@ from samples.wire import (
 )
 
 from broker.actions import SendToFrontend, SendToWorker
-from broker.events import DrainRequested, FromWorker, TimerFired
+from broker.events import DrainRequested, FromWorker, HeardUntil, TimerFired
 from broker.jobs import MAX_ATTEMPTS
 from proto.codec import decode, encode
 from proto.failures import FailureCode, RefusalReason
@@ -375,8 +375,14 @@ class BrokerMachine(RuleBasedStateMachine):
             self.look()
         self.broker.now = end
 
+    @rule(lag_s=st.none() | st.sampled_from([0.0, 0.5, 2.0, 12.0]))
+    def falls_behind_or_catches_up(self, lag_s) -> None:
+        self.broker.tell(HeardUntil(instant=None if lag_s is None else self.broker.now - lag_s))
+        self.look()
+
     def teardown(self) -> None:
         """When everybody has gone and all time is over, nothing is left."""
+        self.broker.tell(HeardUntil(instant=None))
         self.broker.after(700.0)
         state = self.broker.core.state
         assert not len(state.jobs)

@@ -110,7 +110,7 @@ def settings(**changes):
 
 
 @asynccontextmanager
-async def started_frontend(**changes):
+async def started_frontend(tracing=None, **changes):
     clusters = []
 
     def connect(_settings, on_readiness):
@@ -121,7 +121,7 @@ async def started_frontend(**changes):
     wanted = settings(**changes)
     edge = Edge(wanted)
     async with AsyncExitStack() as clients:  # noqa: SIM117
-        async with running_frontend(wanted, edge, connect) as running:
+        async with running_frontend(wanted, edge, connect, tracing) as running:
             target = f"127.0.0.1:{running.grpc_port}"
             channel = await clients.enter_async_context(grpc.aio.insecure_channel(target))
             http = await clients.enter_async_context(aiohttp.ClientSession())

@@ -349,7 +349,14 @@ def test_the_kinds_that_a_broker_sheds_are_known():
     source = "".join(file.read_text() for file in Path(broker.__file__).parent.glob("*.py"))
     kinds = set(re.findall(r"\.shed\(\"(\w+)\"\)", source))
     assert kinds, "nothing found: is the pattern still right?"
-    by_shell = {"worker_violations", "frontend_violations", "turned_away", "unsent_messages"}
+    by_shell = {
+        "worker_violations",
+        "frontend_violations",
+        "turned_away",
+        "unread_reports",
+        "unsent_messages",
+        "unsent_spans",
+    }
     assert set(BROKER_SHED) == kinds | by_shell
 
 

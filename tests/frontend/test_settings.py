@@ -54,6 +54,8 @@ def test_keys_are_not_in_the_settings_text(monkeypatch):
         ([], {"API_KEYS": "hush,hush"}, "entry 2 repeats entry 1"),
         (["--grpc-port", "70000"], {"API_KEYS": "a"}, "--grpc-port (FLUX_FRONTEND_GRPC_PORT): '70000'"),
         ([], {"API_KEYS": "a", "FLUX_FRONTEND_HTTP_PORT": "x"}, "--http-port (FLUX_FRONTEND_HTTP_PORT): 'x'"),
+        (["--grpc-host", "a..b"], {"API_KEYS": "a"}, "'a..b': is neither an address nor a host's name"),
+        (["--http-host", "h" * 64], {"API_KEYS": "a"}, "is neither an address nor a host's name"),
         (["--max-job-s", "0"], {"API_KEYS": "a"}, "--max-job-s (FLUX_FRONTEND_MAX_JOB_S): '0'"),
         (["--guidance-min", "nan"], {"API_KEYS": "a"}, "--guidance-min (FLUX_FRONTEND_GUIDANCE_MIN): 'nan'"),
         (

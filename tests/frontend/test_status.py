@@ -15,6 +15,7 @@ from frontend.cluster import BrokerPicture, ServicePicture
 from frontend.status import HostLoad, host_load, metrics_document, metrics_response, service_status
 from proto.failures import RefusalReason
 from proto.messages import (
+    MAX_FLOAT,
     GpuReading,
     JobClaim,
     JobPhase,
@@ -387,3 +388,16 @@ def test_each_broker_has_a_row_in_both_formats():
     first, second = metrics_response(found).brokers
     assert (first.broker_id, first.state, first.gets_calls, first.age_seconds) == ("b1", "live", True, 0.25)
     assert not second.HasField("age_seconds")
+
+
+def test_sums_of_absurd_numbers_cost_no_page():
+    most = 2**63 - 1
+    absurd = readings(1.7e308, 1.7e308, (gpu("g1", 1.7e308), gpu("g2", 1.7e308)))
+    rows = (row("w1", "a", taken=absurd), row("w2", "b", taken=absurd))
+    told = snapshot(*rows, completed=most, rejected={RefusalReason.NO_WORKERS: most}, shed={"x": most})
+    brokers = tuple(broker(told, broker_id=f"b{number}") for number in range(3))
+    found = service_status(ServicePicture(brokers=brokers))
+    text = json.dumps(metrics_document(found, THIS_HOST, grpc_alive=True), allow_nan=False)
+    assert json.loads(text)["ram_used_mb"] == MAX_FLOAT
+    response = metrics_response(found)
+    assert response.completed == response.rejected["NO_WORKERS"] == response.shed["x"] == 2**64 - 1

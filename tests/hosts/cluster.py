@@ -18,8 +18,9 @@ from typing import Any, Final, Self
 import pytest
 from hosts.keys import Keys
 from hosts.network import Network
-from processes.stack import LIMIT_S, SLACK_S, Client, Component, OpenCall, processes_of, until
+from processes.stack import LIMIT_S, SLACK_S, Client, Component, OpenCall, content_of, processes_of, until
 
+from gpu_worker.engines.fake import prompt_digest
 from proto.timing import Timing
 
 BROKERS: Final = ("broker-1", "broker-2")
@@ -59,9 +60,10 @@ def among_hosts() -> Iterator[Network]:
 class Cluster:
     """Two brokers, two frontends, three workers. At its end every process must be gone."""
 
-    def __init__(self, network: Network, folder: Path) -> None:
+    def __init__(self, network: Network, folder: Path, time_scale: float = 1.0) -> None:
         self.network = network
-        self.timing = Timing()
+        self.timing = Timing().scaled(time_scale)
+        self._time_scale = time_scale
         self._folder = folder
         self._clients: list[Client] = []
         self._keys = Keys(folder / "keys", {name: network.address(name) for name in HOSTS})
@@ -72,7 +74,7 @@ class Cluster:
         }
 
     def _component(self, name: str, package: str, **settings: object) -> Component:
-        shared = {"log_format": "json", **self._keys.settings_of(name)}
+        shared = {"log_format": "json", "time_scale": self._time_scale, **self._keys.settings_of(name)}
         through = self.network.command_on(name)
         return Component(name, package, {**shared, **settings}, self._folder, KEYS, through)
 
@@ -203,6 +205,13 @@ class Cluster:
     def client(self, frontend: str = FRONTENDS[0], key: str = KEYS[0]) -> Client:
         self._clients.append(Client(f"{self.network.address(frontend)}:{GRPC_PORT}", key, CLIENT_OPTIONS))
         return self._clients[-1]
+
+    def draws(self, frontends: Sequence[str] = FRONTENDS) -> None:
+        """Each of these frontends gives its caller the picture that was asked for."""
+        for frontend in frontends:
+            prompt = f"meanwhile, through {frontend}"
+            content = content_of(self.client(frontend, KEYS[-1]).draw(prompt))
+            assert content.prompt_digest == prompt_digest(prompt)
 
     def page(self, frontend: str) -> dict[str, Any] | None:
         """Its /metrics; None while it does not answer."""

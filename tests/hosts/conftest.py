@@ -19,15 +19,18 @@ def network() -> Iterator[Network]:
 
 
 @pytest.fixture(scope="module")
-def cluster(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with Cluster(network, tmp_path_factory.mktemp("cluster")) as running:
+def cluster(
+    network: Network, tmp_path_factory: pytest.TempPathFactory, time_scale: float
+) -> Iterator[Cluster]:
+    with Cluster(network, tmp_path_factory.mktemp("cluster"), time_scale) as running:
         yield running.start()
 
 
 @pytest.fixture
 def healthy(cluster: Cluster) -> Iterator[None]:
-    """The network is whole and everything runs, also after a test that failed half-way."""
+    """The network is whole and everything runs, also after a test that failed half-way; and it draws."""
     cluster.start()
     yield
     cluster.network.heal()
     cluster.start()  # and no job is left behind
+    cluster.draws()

@@ -21,8 +21,6 @@ import pytest
 from processes.stack import until
 
 PREFIX: Final = "fluxhosts-"
-SWITCH: Final = f"{PREFIX}switch"
-LOCK_FILE: Final = Path("/run/fluxhosts.lock")
 _CLONE_NEWNET: Final = 0x40000000
 """From <sched.h>."""
 _FORWARD: Final = "bridge faults forward"
@@ -33,17 +31,20 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 class Network:
     """The hosts, each with a cable to the switch. At its end no namespace and no process in one is left."""
 
-    def __init__(self, hosts: Sequence[str]) -> None:
+    def __init__(self, hosts: Sequence[str], prefix: str = PREFIX) -> None:
+        """Networks with different prefixes may be there at the same time."""
         self.hosts = tuple(hosts)
+        self._prefix = prefix
+        self._switch = f"{prefix}switch"
         self._lock: int | None = None
 
     def __enter__(self) -> Self:
-        self._lock = _lock_this_machine()
-        _remove_all()  # what a killed run has left
+        self._lock = _lock_this_machine(self._prefix)
+        _remove_all(self._prefix)  # what a killed run has left
         try:
             self._build()
         except BaseException:
-            _remove_all()
+            _remove_all(self._prefix)
             raise
         return self
 
@@ -53,30 +54,33 @@ class Network:
         _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        _remove_all()
+        _remove_all(self._prefix)
         assert self._lock is not None
         os.close(self._lock)
 
     def _build(self) -> None:
-        _run("ip", "netns", "add", SWITCH)
-        _run("ip", "-n", SWITCH, "link", "add", "br0", "type", "bridge")
-        _run("ip", "-n", SWITCH, "link", "set", "br0", "up")
-        _nft("add table bridge faults")
-        _nft(f"add chain {_FORWARD} {{ type filter hook forward priority 0; }}")
+        _run("ip", "netns", "add", self._switch)
+        _run("ip", "-n", self._switch, "link", "add", "br0", "type", "bridge")
+        _run("ip", "-n", self._switch, "link", "set", "br0", "up")
+        self._nft("add table bridge faults")
+        self._nft(f"add chain {_FORWARD} {{ type filter hook forward priority 0; }}")
         for host in self.hosts:
             self._connect(host)
 
     def _connect(self, host: str) -> None:
-        name = namespace(host)
+        name = self._namespace(host)
         _run("ip", "netns", "add", name)
         _run(
-            *("ip", "link", "add", _port(host), "netns", SWITCH, "type", "veth"),
+            *("ip", "link", "add", _port(host), "netns", self._switch, "type", "veth"),
             *("peer", "name", "eth0", "netns", name),
         )
-        _run("ip", "-n", SWITCH, "link", "set", _port(host), "master", "br0", "up")
+        _run("ip", "-n", self._switch, "link", "set", _port(host), "master", "br0", "up")
         _run("ip", "-n", name, "address", "add", f"{self.address(host)}/24", "dev", "eth0")
         for device in ("lo", "eth0"):
             _run("ip", "-n", name, "link", "set", device, "up")
+
+    def _namespace(self, host: str) -> str:
+        return f"{self._prefix}{host}"
 
     def address(self, host: str) -> str:
         return f"10.77.0.{self.hosts.index(host) + 1}"
@@ -84,13 +88,13 @@ class Network:
     def command_on(self, host: str) -> tuple[str, ...]:
         """What stands before a command that is to run on this host, which also has its name."""
         named = ("unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host)
-        return ("ip", "netns", "exec", namespace(host), *named)
+        return ("ip", "netns", "exec", self._namespace(host), *named)
 
     @contextlib.contextmanager
     def inside(self, host: str) -> Iterator[None]:
         """This thread is on that host in here; so are the sockets and threads that it makes."""
         with Path("/proc/thread-self/ns/net").open() as before:
-            with Path("/run/netns", namespace(host)).open() as there:
+            with Path("/run/netns", self._namespace(host)).open() as there:
                 _enter(there.fileno())
             try:
                 yield
@@ -99,29 +103,49 @@ class Network:
 
     def dropped(self) -> int:
         """Frames that `cut` and `lose` have taken since they were last healed."""
-        rules = _run("ip", "netns", "exec", SWITCH, "nft", "list", "chain", *_FORWARD.split())
-        return sum(int(count) for count in re.findall(r"counter packets (\d+)", rules))
+        return _dropped(self._rules())
+
+    def _rules(self) -> str:
+        return self._nft(f"list chain {_FORWARD}")
+
+    def _nft(self, command: str) -> str:
+        """Echoes what it adds, with handles."""
+        return _run("ip", "netns", "exec", self._switch, "nft", "--echo", "--handle", command)
 
     # --- Faults ----------------------------------------------------------------------------------
 
     def unplug(self, host: str) -> None:
-        _run("ip", "-n", SWITCH, "link", "set", _port(host), "down")
+        _run("ip", "-n", self._switch, "link", "set", _port(host), "down")
 
     def plug_in(self, host: str) -> None:
-        _run("ip", "-n", SWITCH, "link", "set", _port(host), "up")
+        _run("ip", "-n", self._switch, "link", "set", _port(host), "up")
 
-    def cut(self, source: str, target: str) -> None:
-        """Nothing that `source` sends arrives at `target`; the other way is another cut."""
-        _nft(f'add rule {_FORWARD} iifname "{_port(source)}" oifname "{_port(target)}" counter drop')
+    def cut(self, source: str, target: str) -> int:
+        """Nothing that `source` sends arrives at `target`; the other way is another cut. For `mend`."""
+        return self._drop(f'iifname "{_port(source)}" oifname "{_port(target)}"')
 
     def lose(self, host: str, percent: int) -> None:
         """So much of what this host sends, and of what is sent to it, is lost, at random."""
         for side in ("iifname", "oifname"):
-            _nft(f'add rule {_FORWARD} {side} "{_port(host)}" numgen random mod 100 < {percent} counter drop')
+            self._drop(f'{side} "{_port(host)}" numgen random mod 100 < {percent}')
+
+    def isolate(self, host: str) -> tuple[int, int]:
+        """Nothing reaches this host or leaves it: two cuts."""
+        return self._drop(f'iifname "{_port(host)}"'), self._drop(f'oifname "{_port(host)}"')
+
+    def _drop(self, which: str) -> int:
+        said = self._nft(f"add rule {_FORWARD} {which} counter drop")
+        return int(said.rpartition("# handle ")[2].split()[0])
+
+    def mend(self, cut: int) -> int:
+        """Take back one cut; how many frames it has dropped."""
+        (rule,) = (rule for rule in self._rules().splitlines() if rule.endswith(f"# handle {cut}"))
+        self._nft(f"delete rule {_FORWARD} handle {cut}")
+        return _dropped(rule)
 
     def limit(self, host: str, mbit_s: float) -> None:
         """The cable of this host carries no more than so many megabits in a second, each way."""
-        for name, device in ((namespace(host), "eth0"), (SWITCH, _port(host))):
+        for name, device in ((self._namespace(host), "eth0"), (self._switch, _port(host))):
             _run(
                 *("tc", "-n", name, "qdisc", "replace", "dev", device, "root", "tbf"),
                 *("rate", f"{round(mbit_s * 1000)}kbit", "burst", "16kb", "latency", "400ms"),
@@ -129,16 +153,12 @@ class Network:
 
     def heal(self) -> None:
         """Everything is as it was at first."""
-        _nft(f"flush chain {_FORWARD}")
+        self._nft(f"flush chain {_FORWARD}")
         for host in self.hosts:
             self.plug_in(host)
-            for name, device in ((namespace(host), "eth0"), (SWITCH, _port(host))):
+            for name, device in ((self._namespace(host), "eth0"), (self._switch, _port(host))):
                 if "tbf" in _run("tc", "-n", name, "qdisc", "show", "dev", device):
                     _run("tc", "-n", name, "qdisc", "delete", "dev", device, "root")
-
-
-def namespace(host: str) -> str:
-    return f"{PREFIX}{host}"
 
 
 def _port(host: str) -> str:
@@ -152,8 +172,8 @@ def _run(*command: str) -> str:
     return done.stdout
 
 
-def _nft(rule: str) -> None:
-    _run("ip", "netns", "exec", SWITCH, "nft", rule)
+def _dropped(rules: str) -> int:
+    return sum(int(count) for count in re.findall(r"counter packets (\d+)", rules))
 
 
 def _enter(namespace_fd: int) -> None:
@@ -163,22 +183,23 @@ def _enter(namespace_fd: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def _lock_this_machine() -> int:
+def _lock_this_machine(prefix: str) -> int:
     """Two runs would take each other's namespaces away. The lock ends with its process."""
-    lock = os.open(LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    lock_file = f"/run/{prefix}lock"
+    lock = os.open(lock_file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        pytest.exit(f"another run of these tests holds {LOCK_FILE}", returncode=pytest.ExitCode.USAGE_ERROR)
+        pytest.exit(f"another run of these tests holds {lock_file}", returncode=pytest.ExitCode.USAGE_ERROR)
     return lock
 
 
-def _remove_all() -> None:
-    """All namespaces with our prefix, and whatever runs in them."""
+def _remove_all(prefix: str) -> None:
+    """All namespaces with this prefix, and whatever runs in them."""
     names = [line.split()[0] for line in _run("ip", "netns", "list").splitlines()]
     for name in names:
-        if name.startswith(PREFIX):
+        if name.startswith(prefix):
             until(f"nothing runs in {name}", lambda name=name: not _killed_in(name))  # type: ignore[misc]
             _run("ip", "netns", "delete", name)
 

@@ -129,6 +129,7 @@ MUTANTS: Final = [
             "    return one.parameters_digest",
         ),
         ("broker/jobs.py", "        and one.key_fingerprint == other.key_fingerprint\n", ""),
+        ("broker/jobs.py", "None else (claim.key_fingerprint, claim.", 'None else ("", claim.'),
     ),
     mutant(
         "adoption without parameters",
@@ -358,14 +359,6 @@ MUTANTS: Final = [
             "frontend/desk_job.py",
             "        self.broker = broker\n",
             "        self.broker, self.attempts = broker, 0\n",
-        ),
-    ),
-    mutant(
-        "a call that has moved fails with its former broker",
-        (
-            "frontend/job_desk.py",
-            "        elif outcome.failure is not None and broker == job.broker:\n",
-            "        elif outcome.failure is not None:\n",
         ),
     ),
 ]

@@ -30,7 +30,7 @@ from samples.curve import key_folder
 
 import image_gen_pb2
 import image_gen_pb2_grpc
-from gpu_worker.engines.fake import FakeImageContent, read_fake_image
+from gpu_worker.engines.fake import FakeImageContent, prompt_digest, read_fake_image
 from proto.timing import Timing
 
 LIMIT_S: Final = 50.0
@@ -110,6 +110,11 @@ class OpenCall:
     def is_open(self) -> bool:
         return not self._call.done()
 
+    @property
+    def job_id(self) -> str:
+        """Of a call that has ended: as its metadata say."""
+        return dict(self._call.trailing_metadata())["job-id"]
+
     def cancel(self) -> None:
         self._call.cancel()
 
@@ -145,7 +150,7 @@ class Client:
         options = [
             ("grpc.use_local_subchannel_pool", 1),  # otherwise all clients share one connection
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 1000),  # also the limit for an attempt on a loaded machine
             ("grpc.max_reconnect_backoff_ms", 200),
             *more_options,
         ]
@@ -221,14 +226,14 @@ class Component:
         self._package = package
         self._folder = folder
         self._keys = keys
-        self._through = through
+        self.through = through
 
     def start(self) -> None:
         assert not self.is_running
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLUX_")}
         with self.log_file(len(self.sessions)).open("wb") as log:
             self.process = subprocess.Popen(
-                [*self._through, sys.executable, "-m", self._package],
+                [*self.through, *self._command()],
                 cwd=self._folder,
                 env={**inherited, **self._environment()},
                 stdin=subprocess.DEVNULL,
@@ -237,6 +242,9 @@ class Component:
                 start_new_session=True,
             )
         self.sessions.append(self.process.pid)
+
+    def _command(self) -> Sequence[str]:
+        return (sys.executable, "-m", self._package)
 
     def _environment(self) -> dict[str, str]:
         prefix = PREFIXES[self._package]
@@ -251,6 +259,11 @@ class Component:
     def pid(self) -> int:
         assert self.process is not None
         return self.process.pid
+
+    @property
+    def life(self) -> psutil.Process:
+        """The present process: it compares by its start as well, as numbers are given again."""
+        return psutil.Process(self.pid)
 
     def send(self, number: signal.Signals) -> None:
         assert self.is_running, f"{self.name} has ended:\n{self.log_tail()}"
@@ -277,14 +290,22 @@ class Component:
 
     def engine(self) -> psutil.Process:
         """The present engine process of a worker."""
-        return until(f"{self.name} has an engine process", self._engine_now)
+        return until(f"{self.name} has an engine process", self.engine_now)
 
-    def _engine_now(self) -> psutil.Process | None:
-        """The child of the child that is the forkserver."""
+    def engine_now(self) -> psutil.Process | None:
+        """The forkserver's child."""
+        forkserver = self.forkserver()
+        try:
+            return None if forkserver is None else next(iter(forkserver.children()), None)
+        except psutil.NoSuchProcess:
+            return None  # It ended while we looked.
+
+    def forkserver(self) -> psutil.Process | None:
+        """The present one of a worker, if there is one."""
         for child in psutil.Process(self.pid).children():
             try:
                 if "multiprocessing.forkserver" in child.cmdline()[-1]:
-                    return next(iter(child.children()), None)
+                    return child
             except (psutil.NoSuchProcess, IndexError):
                 continue  # It ended while we looked.
         return None
@@ -341,6 +362,7 @@ class Stack:
         keys: Sequence[str] = KEYS,
         brokers: int = 1,
         time_scale: float = 1.0,
+        tracing: bool = False,
     ) -> None:
         """`encrypted`: with the keys of `key_folder`, of which all workers have the same."""
         self.timing = Timing().scaled(time_scale)
@@ -357,7 +379,7 @@ class Stack:
         )
         for_frontends, for_workers = endpoints[:brokers], endpoints[brokers:]
         self._for_workers = ",".join(for_workers)
-        self._shared: dict[str, object] = {"log_format": "json", "time_scale": time_scale}
+        self._shared: dict[str, object] = {"log_format": "json", "time_scale": time_scale, "tracing": tracing}
         self.curve = key_folder(folder) if encrypted else None
         self.brokers = [
             self._component(
@@ -418,7 +440,7 @@ class Stack:
             self._kill_all()
             self._sockets.cleanup()
 
-    def start(self, *, workers: int = 1, **settings: object) -> Self:
+    def start(self, *, workers: int = 1, limit_s: float = LIMIT_S, **settings: object) -> Self:
         """All components, until the workers are ready. `settings` are the workers', fake ones by default."""
         for broker in self.brokers:
             broker.start()
@@ -426,26 +448,28 @@ class Stack:
             self.start_worker(f"worker-{number}", **settings)
         self.start_frontend()
         for name in self.workers:
-            self.until_state(name, "ready")
+            self.until_state(name, "ready", limit_s)
         return self
 
     def start_worker(self, name: str, **settings: object) -> Component:
         """A new worker, or the successor of an ended one with the same settings."""
+        worker = self.prepared_worker(name, **settings)
+        worker.start()
+        return worker
+
+    def prepared_worker(self, name: str, **settings: object) -> Component:
+        """Likewise, to be started later."""
         if name not in self.workers:
             defaults = {
+                "worker_id": name,
+                "broker_endpoints": self._for_workers,
                 "engine": "fake",
                 "fake_step_s": 0.01,
                 "fake_gate": self._gate,
                 "engine_backoff_s": 0.2,
             }
-            self.workers[name] = self._component(
-                name,
-                "gpu_worker",
-                worker_id=name,
-                broker_endpoints=self._for_workers,
-                **{**defaults, **self._key_files("worker"), **settings},
-            )
-        self.workers[name].start()
+            own = {**defaults, **self._key_files("worker"), **settings}
+            self.workers[name] = self._component(name, "gpu_worker", **own)
         return self.workers[name]
 
     def start_frontend(self) -> None:
@@ -499,6 +523,13 @@ class Stack:
         self._clients.append(Client(self.address, self._keys[0] if key is None else key))
         return self._clients[-1]
 
+    def draws(self, key: str = KEYS[1]) -> None:
+        """Every worker is ready, and a further call gets the picture that it asked for."""
+        for name in self.workers:
+            self.until_state(name, "ready")
+        prompt = f"whatever was, {len(self._clients)}"
+        assert content_of(self.client(key).draw(prompt)).prompt_digest == prompt_digest(prompt)
+
     def metrics(self) -> image_gen_pb2.MetricsResponse:
         if self._watcher is None:
             self._watcher = self.client()
@@ -508,6 +539,10 @@ class Stack:
         """The workers as the broker knows them now; none while no broker answers."""
         metrics = self.metrics()
         return list(metrics.workers) if metrics.broker_alive else []
+
+    def executions(self) -> int:
+        """That the present processes of the workers have begun."""
+        return sum(len(worker.events("job started")) for worker in self.workers.values())
 
     def row(self, worker: str) -> image_gen_pb2.WorkerStatus | None:
         return next((row for row in self.rows() if row.worker_id == worker), None)

@@ -11,8 +11,12 @@ from gpu_worker.engines.fake import prompt_digest
 
 
 @pytest.fixture(scope="module", params=["ipc", "tcp"])
-def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack(tmp_path_factory.mktemp("stack"), over_tcp=request.param == "tcp") as running:
+def stack(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, time_scale: float
+) -> Iterator[Stack]:
+    with Stack(
+        tmp_path_factory.mktemp("stack"), over_tcp=request.param == "tcp", time_scale=time_scale
+    ) as running:
         yield running.start()
 
 

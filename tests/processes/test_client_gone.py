@@ -20,8 +20,8 @@ SAMPLE_CLIENT = Path(__file__).parents[2] / "examples" / "generate.py"
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack(tmp_path_factory.mktemp("stack")) as running:
+def stack(tmp_path_factory: pytest.TempPathFactory, time_scale: float) -> Iterator[Stack]:
+    with Stack(tmp_path_factory.mktemp("stack"), time_scale=time_scale) as running:
         running.frontend.settings |= {"keepalive_interval_s": 1, "keepalive_timeout_s": 0.5}
         yield running.start()
 

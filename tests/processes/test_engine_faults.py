@@ -14,8 +14,8 @@ STEP_LIMIT_S = 2.0
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack(tmp_path_factory.mktemp("stack")) as running:
+def stack(tmp_path_factory: pytest.TempPathFactory, time_scale: float) -> Iterator[Stack]:
+    with Stack(tmp_path_factory.mktemp("stack"), time_scale=time_scale) as running:
         yield running.start(fake_faults=True, step_limit_s=STEP_LIMIT_S)
 
 

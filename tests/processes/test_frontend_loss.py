@@ -11,8 +11,8 @@ from gpu_worker.engines.fake import prompt_digest
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack(tmp_path_factory.mktemp("stack")) as running:
+def stack(tmp_path_factory: pytest.TempPathFactory, time_scale: float) -> Iterator[Stack]:
+    with Stack(tmp_path_factory.mktemp("stack"), time_scale=time_scale) as running:
         yield running.start()
 
 

@@ -39,14 +39,9 @@ def begin_held(stack: Stack, prompt: str) -> tuple[OpenCall, bytes]:
     return call, bytes.fromhex(started["execution_id"])
 
 
-def executions(stack: Stack) -> int:
-    """That the workers have begun."""
-    return sum(len(worker.events("job started")) for worker in stack.workers.values())
-
-
 def test_the_first_broker_is_killed_in_the_middle_of_a_job_and_never_missed(stack: Stack) -> None:
     first, second = stack.brokers
-    begun = executions(stack)
+    begun = stack.executions()
     with stack.held():
         call, execution_id = begin_held(stack, "a fjord")
         first.kill()
@@ -55,7 +50,7 @@ def test_the_first_broker_is_killed_in_the_middle_of_a_job_and_never_missed(stac
         assert stack.until_running().job_id
     content = content_of(call.image())
     assert (content.prompt_digest, content.execution_id) == (prompt_digest("a fjord"), execution_id)
-    assert executions(stack) == begun + 1
+    assert stack.executions() == begun + 1
     assert content_of(stack.client().draw("a skerry")).prompt_digest == prompt_digest("a skerry")
     assert second.events("job completed")
     first.start()
@@ -65,7 +60,7 @@ def test_the_first_broker_is_killed_in_the_middle_of_a_job_and_never_missed(stac
 
 def test_a_broker_that_was_frozen_finds_its_calls_elsewhere_and_lets_them_go(stack: Stack) -> None:
     first, second = stack.brokers
-    begun = executions(stack)
+    begun = stack.executions()
     with stack.held():
         call, execution_id = begin_held(stack, "a dune")
         first.freeze()
@@ -75,19 +70,19 @@ def test_a_broker_that_was_frozen_finds_its_calls_elsewhere_and_lets_them_go(sta
         until_states(stack, "live", "live")
         assert stack.until_running().job_id, "neither has cancelled it"
     assert content_of(call.image()).execution_id == execution_id
-    assert executions(stack) == begun + 1
+    assert stack.executions() == begun + 1
     assert not first.events("outcome dropped")
 
 
 def test_each_broker_is_restarted_in_the_middle_of_a_job(stack: Stack) -> None:
-    begun = executions(stack)
+    begun = stack.executions()
     with stack.held():
         call, execution_id = begin_held(stack, "a glacier")
         for broker, other in zip(stack.brokers, reversed(stack.brokers), strict=True):
             restart(stack, broker)
             other.until_event("execution adopted", execution_id=execution_id.hex())
     assert content_of(call.image()).execution_id == execution_id
-    assert executions(stack) == begun + 1
+    assert stack.executions() == begun + 1
 
 
 def test_a_broker_ends_under_load_and_no_call_fails(stack: Stack) -> None:

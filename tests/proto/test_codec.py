@@ -32,6 +32,7 @@ from proto.messages import (
     Outcome,
     Refuse,
     Submit,
+    TraceContext,
 )
 
 MIB = 1024 * 1024
@@ -497,3 +498,26 @@ def test_a_header_costs_no_more_memory_than_a_multiple_of_its_size(header):
         assert tracemalloc.get_traced_memory()[1] < 32 * MIB + 120 * len(header)
     finally:
         tracemalloc.stop()
+
+
+# --- What is not there -------------------------------------------------------------------------
+
+
+def test_a_call_that_is_not_traced_has_no_byte_of_it() -> None:
+    (_, header, _) = encode(submit())
+    assert b"trace" not in bytes(header)
+    assert b"execution_id" not in bytes(header), "nor of anything else that is nil"
+
+
+def test_a_context_arrives_as_it_was_sent() -> None:
+    trace = TraceContext(traceparent=f"00-{'a' * 32}-{'b' * 16}-01", tracestate="vendor=1")
+    assert decode(encode(submit(trace=trace))) == submit(trace=trace)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"traceparent": "a" * 56}, {"traceparent": "a" * 55, "tracestate": "s" * 513}]
+)
+def test_a_context_has_its_bounds(wrong: dict[str, str]) -> None:
+    frames = encode(submit(trace=TraceContext(**wrong)))
+    with pytest.raises(ProtocolViolation, match=r"trace\."):
+        decode(frames)

@@ -172,3 +172,10 @@ def test_help_names_each_variable_once(capsys):
     assert "of the class between [FLUX_COMPONENT_OWN]" in told
     assert "lowest level that is logged [FLUX_COMPONENT_LOG_LEVEL]" in told
     assert "[LOG_LEVEL]" not in told
+
+
+def test_a_value_that_is_a_whole_file_is_told_in_part(capsys):
+    (line,) = complaint(capsys, "--colour", "x" * 100_000)
+    assert line.startswith("example: --colour (FLUX_EXAMPLE_COLOUR): 'xxx")
+    assert "… (100002 characters): Input should be" in line
+    assert len(line) < 400

@@ -51,6 +51,11 @@ claims = st.builds(
     attempts=st.integers(0, 1000),
     crashes=st.integers(0, 1000),
 )
+traces = st.builds(
+    m.TraceContext,
+    traceparent=st.text(characters, min_size=55, max_size=55),
+    tracestate=st.just("") | st.just("s" * m.MAX_TRACESTATE_CHARACTERS),
+)
 running = st.builds(
     m.RunningExecution,
     execution_id=ids,
@@ -117,6 +122,7 @@ starts = st.builds(
     execution_id=ids,
     claim=claims,
     parameters=parameters,
+    trace=optional(traces),
     body=prompts,
 )
 submits = st.builds(
@@ -126,6 +132,7 @@ submits = st.builds(
     seq=counts,
     claim=claims,
     parameters=parameters,
+    trace=optional(traces),
     accepted=st.booleans(),
     execution_id=optional(ids),
     key_job_limit=st.integers(1, 1000),

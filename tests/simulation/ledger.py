@@ -197,7 +197,7 @@ class Ledger:
 
     def _is_known_to(self, broker: "BrokerActor", call: Call, execution: Execution) -> bool:
         if call.at == broker.index:
-            return self._is_taken(call)
+            return self._is_taken(broker, call)
         if broker.index in call.been_at:
             return self._has_just_left(broker, call)
         return self._will_come(call, execution)
@@ -209,9 +209,9 @@ class Ledger:
         is_lately = self.world.now - left_at < MARGIN * self.world.timing.rebuild_s
         return is_accepted and is_lately and broker.born_at < left_at
 
-    def _is_taken(self, call: Call) -> bool:
-        """Its broker knows that it was told."""
-        return call.taken_at is not None and self.world.now - call.taken_at > 1.0
+    def _is_taken(self, broker: "BrokerActor", call: Call) -> bool:
+        """This life of its broker knows that it was told."""
+        return call.taken_at is not None and broker.born_at < call.taken_at < self.world.now - 1.0
 
     def _will_come(self, call: Call, execution: Execution) -> bool:
         """Its broker has died lately: it moves soon, to whoever is there, and finds the execution there."""

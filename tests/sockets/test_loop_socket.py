@@ -9,6 +9,7 @@ import time
 import pytest
 import zmq
 
+from proto.loop_reader import PARTS_MAX
 from proto.sockets import HIGH_WATER_MARK, SendResult
 
 BURST = 3000
@@ -85,6 +86,17 @@ async def test_a_burst_does_not_keep_the_loop_from_others(endpoint, loop_socket,
     await until(lambda: len(received) == BURST)
     taken = [after - before for before, after in itertools.pairwise(turns)]
     assert max(taken) <= 2 * HIGH_WATER_MARK
+
+
+async def test_of_a_message_with_endless_parts_the_first_ones_are_kept(endpoint, loop_socket, raw, until):
+    received = []
+    loop_socket(zmq.ROUTER, received.append).bind(endpoint)
+    peer = raw(zmq.DEALER, endpoint)
+    await peer.send(*[b"%d" % n for n in range(10_000)])
+    await peer.send(b"next")
+    await until(lambda: len(received) == 2)
+    assert [bytes(part) for part in received[0][1:]] == [b"%d" % n for n in range(PARTS_MAX - 1)]
+    assert bytes(received[1][1]) == b"next"
 
 
 async def test_without_a_connection_a_send_fails_at_once(endpoint, loop_socket, raw):

@@ -15,7 +15,7 @@ from typing import Final
 
 from benchmarks.serving.hops import median_hops_ms
 from benchmarks.serving.load import Callers, Load
-from benchmarks.serving.servers import IMAGE_BYTES, MAX_CALLERS, Server, echo, service
+from benchmarks.serving.servers import IMAGE_BYTES, MAX_CALLERS, Server, echo, relay, service
 
 CALLERS: Final = (1, 8, 32)
 WARM_UP_CALLS: Final = 50
@@ -50,25 +50,25 @@ def _add(samples: Samples, count: int, load: Load, cpu_s: float) -> None:
 
 
 async def compare(rounds: int, calls: int) -> None:
-    echo_samples: Samples = defaultdict(list)
-    service_samples: Samples = defaultdict(list)
-    with echo() as bare, service(queue_limit=QUEUE_LIMIT) as (whole, _):
-        for server in (bare, whole):
+    samples: tuple[Samples, Samples, Samples] = (defaultdict(list), defaultdict(list), defaultdict(list))
+    with echo() as bare, relay() as passing, service(queue_limit=QUEUE_LIMIT) as (whole, _):
+        servers = (bare, passing, whole)
+        for server in servers:
             await warm_up(server)
-        idle = await _idle(bare), await _idle(whole)
+        idle = [[await _idle(server)] for server in servers]
         before = whole.cpu_of_each()
         for _ in range(rounds):
-            await one_round(bare, calls, echo_samples)
-            await one_round(whole, calls, service_samples)
+            for server, of_server in zip(servers, samples, strict=True):
+                await one_round(server, calls, of_server)
         images = rounds * sum(max(1, calls // count) * count for count in CALLERS)
         spent = {name: (cpu - before[name]) / images * 1000 for name, cpu in whole.cpu_of_each().items()}
-        memory = bare.memory_mb(), whole.memory_mb()
+        memory = [[server.memory_mb()] for server in servers]
     print(f"{IMAGE_BYTES} bytes an image, {rounds} rounds of {calls} images; median (lowest to highest)\n")
-    print("| | bare echo | the service | ratio |\n|---|---|---|---|")
-    for name, bare_values in echo_samples.items():
-        _row(name, bare_values, service_samples[name])
-    _row("CPU when idle, % of a core", [idle[0]], [idle[1]])
-    _row("memory afterwards, MB", [memory[0]], [memory[1]])
+    print("| | bare echo | the relay | the service | to the relay | to the echo |\n|---|---|---|---|---|---|")
+    for name in samples[0]:
+        _row_of_three(name, [of_server[name] for of_server in samples])
+    _row_of_three("CPU when idle, % of a core", idle)
+    _row_of_three("memory afterwards, MB", memory)
     shares = ", ".join(f"{name} {cpu:.2f}" for name, cpu in sorted(spent.items()))
     print(f"\nThe service's CPU seconds per 1000 images, by process: {shares}")
 
@@ -132,8 +132,17 @@ async def _first_answer(server: Server, began: float) -> float:
 
 
 def _row(name: str, bare: Sequence[float], whole: Sequence[float]) -> None:
-    ratio = statistics.median(whole) / statistics.median(bare) if statistics.median(bare) else float("nan")
-    print(f"| {name} | {_spread(bare)} | {_spread(whole)} | {ratio:.2f} |")
+    print(f"| {name} | {_spread(bare)} | {_spread(whole)} | {_ratio(whole, bare):.2f} |")
+
+
+def _row_of_three(name: str, values: Sequence[Sequence[float]]) -> None:
+    bare, passing, whole = values
+    spreads = " | ".join(map(_spread, values))
+    print(f"| {name} | {spreads} | {_ratio(whole, passing):.2f} | {_ratio(whole, bare):.2f} |")
+
+
+def _ratio(whole: Sequence[float], part: Sequence[float]) -> float:
+    return statistics.median(whole) / statistics.median(part) if statistics.median(part) else float("nan")
 
 
 def _spread(values: Sequence[float]) -> str:

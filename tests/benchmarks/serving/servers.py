@@ -4,7 +4,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -52,6 +52,38 @@ def echo() -> Iterator[Server]:
             yield Server(f"127.0.0.1:{port}", [psutil.Process(process.pid)])
         finally:
             process.kill()
+
+
+@contextmanager
+def relay() -> Iterator[Server]:
+    """Processes as the service's, which pass on and decide nothing."""
+    with tempfile.TemporaryDirectory(prefix="flux-bench-") as folder, ExitStack() as stack:
+        processes, said = [], ""
+        for role in ("broker", "worker", "frontend"):
+            command = [sys.executable, "-m", "benchmarks.serving.relay", role, f"--image-bytes={IMAGE_BYTES}"]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder)
+            stack.callback(_end, process)
+            processes.append(process)
+            if role == "worker":
+                _line_of(processes[0])  # It has heard its worker.
+            elif role == "frontend":
+                said = _line_of(process)
+        all_of_them = [
+            each
+            for process in map(psutil.Process, (process.pid for process in processes))
+            for each in (process, *process.children(recursive=True))
+        ]
+        yield Server(f"127.0.0.1:{int(said)}", all_of_them)
+
+
+def _line_of(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    process.kill()
+    process.communicate()
 
 
 @contextmanager

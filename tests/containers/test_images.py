@@ -1,0 +1,72 @@
+"""What is in the images, and what is not."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from containers.engine import LIMIT_S
+from containers.images import without_model
+
+SOURCE = Path(__file__).resolve().parents[2]
+DOCKERFILE = SOURCE / "deploy" / "docker" / "Dockerfile"
+PROGRAMS = {"broker": "broker", "frontend": "frontend", "worker": "gpu_worker", "server": "deploy"}
+MEGABYTES_MAX = {"broker": 60.0, "frontend": 120.0}
+"""On top of the base image, with compiled modules."""
+ABSENT = {
+    "broker": ("torch", "numpy", "grpc", "aiohttp", "diffusers", "pip"),
+    "frontend": ("torch", "numpy", "diffusers", "pip"),
+    "worker": ("grpc", "aiohttp", "hqq", "pip"),
+    "server": ("hqq", "pip"),
+}
+each = pytest.mark.parametrize("target", PROGRAMS)
+
+
+def test_hadolint_has_nothing_to_say():
+    done = subprocess.run(
+        ["hadolint", str(DOCKERFILE)], capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@each
+def test_it_has_its_program_and_nobody_elses_libraries(target, engine, image):
+    python = ("/opt/flux-server/bin/python", "-I")
+    done = engine.once(image(target), *python, "-m", PROGRAMS[target], "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--log-level" in done.stdout
+    look = "import importlib.util as u, sys; print([n for n in sys.argv[1:] if u.find_spec(n)])"
+    done = engine.once(image(target), *python, "-c", look, *ABSENT[target])
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("target", MEGABYTES_MAX)
+def test_it_is_small(target, engine, image):
+    added_mb = engine.size_mb(image(target)) - engine.size_mb("python:3.11-slim-bookworm")
+    assert added_mb < MEGABYTES_MAX[target]
+
+
+@each
+def test_it_is_of_a_user_without_rights_and_says_what_it_is(target, engine, image):
+    form = '{{.Config.User}} {{index .Config.Labels "org.opencontainers.image.title"}}'
+    told = engine.run("podman", "image", "inspect", "--format", form, image(target))
+    assert told.startswith("10001:10001 flux-server")
+
+
+def test_a_bad_setting_ends_it_with_one_line(engine, image):
+    done = engine.done(
+        *("podman", "run", "--rm", "--network", "none", "--env", "FLUX_FRONTEND_GRPC_HOST=0.0.0.0"),
+        *("--env", "API_KEYS=client1", image("frontend")),
+    )
+    assert done.returncode == 78
+    assert "keys and images would not be encrypted" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_can_be_baked_in(engine, wheels, image, tmp_path):
+    image("worker")  # whose layers this one shares
+    context = without_model(SOURCE, tmp_path / "context")
+    (context / "hub" / "FLUX.1-dev").mkdir(parents=True)
+    (context / "hub" / "FLUX.1-dev" / "model_index.json").write_text("{}")
+    baked = engine.build(context, "worker", wheels=wheels, arguments={"HUB": "hub"}, tag="baked")
+    done = engine.once(baked, "cat", "hub/FLUX.1-dev/model_index.json")
+    assert done.stdout == "{}", done.stderr

@@ -1,0 +1,75 @@
+"""The single-host Pod, really run by podman: with the fake engine, at other ports of this host."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from containers.client import KEY, PICTURE, Call, draw
+from containers.engine import Container, field, until
+from containers.manifests import FOLDER
+
+PARTS = ("broker", "frontend", "worker")
+SECRET = {
+    "apiVersion": "v1",
+    "kind": "Secret",
+    "metadata": {"name": "flux-clients"},
+    "stringData": {"API_KEYS": KEY},
+}
+FAKE = [
+    {"name": "FLUX_WORKER_ENGINE", "value": "fake"},
+    {"name": "FLUX_WORKER_FAKE_STEP_S", "value": "0.3"},
+]
+ADDRESS = "127.0.0.1:60051"
+NAME = f"flux-pod-{os.getpid()}"
+
+
+def adapted() -> dict[str, Any]:
+    manifest = yaml.safe_load((FOLDER / "pod.yaml").read_text())
+    manifest["metadata"]["name"] = NAME
+    for container in manifest["spec"]["containers"]:
+        if container["name"] == "worker":
+            container["env"] += FAKE
+        for port in container.get("ports", ()):
+            port["hostPort"] += 10_000
+    return manifest
+
+
+@pytest.fixture
+def pod(engine, image, tmp_path) -> Iterator[dict[str, Container]]:
+    for target in PARTS:
+        image(target)
+    files: dict[str, Path] = {}
+    for name, content in (("pod", adapted()), ("secret", SECRET)):
+        files[name] = tmp_path / f"{name}.yaml"
+        files[name].write_text(yaml.safe_dump(content))
+    engine.done("podman", "secret", "rm", "flux-clients")
+    engine.run("podman", "secret", "create", "flux-clients", str(files["secret"]))
+    try:
+        engine.run("podman", "play", "kube", str(files["pod"]))
+        yield {part: Container(engine, f"{NAME}-{part}") for part in PARTS}
+    finally:
+        for part in PARTS:
+            print(engine.done("podman", "logs", f"{NAME}-{part}").stderr[-3000:])
+        engine.done("podman", "pod", "rm", "--force", "--time", "0", NAME)
+        engine.done("podman", "secret", "rm", "flux-clients")
+
+
+def test_it_draws_and_may_do_nothing_else_and_drains(pod, engine):
+    for container in pod.values():
+        container.until_healthy()
+        for status in container.processes().values():
+            assert field(status, "Uid").split() == ["10001"] * 4
+            assert field(status, "CapEff") == "0" * 16
+        refused = container.run_inside("touch", "/opt/flux-server/x").stderr
+        assert "Read-only file system" in refused
+    assert draw(ADDRESS) == PICTURE
+
+    call = Call(ADDRESS, steps=20)
+    until("the job runs", lambda: pod["worker"].logs.count("job started") >= 2)
+    assert call.is_open
+    engine.run("podman", "pod", "stop", "--time", "60", NAME)
+    assert call.end() == PICTURE
+    assert [container.exit_status for container in pod.values()] == [0, 0, 0]

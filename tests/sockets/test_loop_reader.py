@@ -1,0 +1,73 @@
+"""A reader that has more than it can handle at once: what it drops, and what it says of it."""
+
+import pytest
+import zmq
+
+from proto.loop_reader import HANDLED_AT_ONCE, LoopReader
+
+
+@pytest.fixture
+def pair(endpoint):
+    """Two ends in one process: what one has sent is at the other one at once."""
+    context = zmq.Context.instance()
+    ours, theirs = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    name = f"inproc://{endpoint.rpartition('/')[2]}"
+    ours.bind(name)
+    theirs.connect(name)
+    yield ours, theirs
+    theirs.close(linger=0)
+    if not ours.closed:
+        ours.close(linger=0)
+
+
+async def test_all_that_has_come_is_taken_before_any_of_it_is_handled(pair, until):
+    ours, theirs = pair
+    handled, told = [], []
+    for n in range(3 * HANDLED_AT_ONCE):
+        theirs.send_multipart([b"report" if n % 2 else b"other", b"%d" % n])
+    reader = LoopReader(
+        ours,
+        lambda frames: handled.append(int(frames[1].bytes)),
+        supersedes=lambda frames: b"peer" if frames[0].bytes == b"report" else None,
+    )
+    others = list(range(0, 3 * HANDLED_AT_ONCE, 2))
+    await until(lambda: handled == [*others, 3 * HANDLED_AT_ONCE - 1])
+    assert reader.superseded == 3 * HANDLED_AT_ONCE // 2 - 1
+    assert told == []
+    reader.close()
+
+
+async def test_it_says_until_when_it_has_handled_all_and_when_it_has_caught_up(pair, until):
+    ours, theirs = pair
+    story = []
+    reader = LoopReader(ours, lambda _: story.append("handled"), on_heard_until=story.append)
+    begun_at = reader._heard_until
+    for _ in range(2 * HANDLED_AT_ONCE):
+        theirs.send(b"")
+    await until(lambda: story.count("handled") == 2 * HANDLED_AT_ONCE)
+    first, *rest = story
+    assert begun_at <= first
+    assert set(rest) == {"handled"}, "one word for what was taken together"
+    theirs.send(b"")
+    await until(lambda: story[-1] is None)
+    assert story[-2] == "handled", "caught up when the last one was handled"
+    theirs.send(b"")
+    await until(lambda: story[-1] == "handled")
+    assert [word for word in story if word != "handled"] == [first, None]
+    reader.close()
+
+
+async def test_a_reader_that_is_closed_while_it_handles_stops(pair, until):
+    ours, theirs = pair
+    handled = []
+
+    def on_message(_frames):
+        handled.append(1)
+        reader.close()
+
+    for _ in range(10):
+        theirs.send(b"")
+    reader = LoopReader(ours, on_message)
+    await until(lambda: handled)
+    assert reader._look_again is None
+    assert handled == [1]
