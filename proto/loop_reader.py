@@ -55,9 +55,9 @@ class LoopReader:
         """Of what has come, some has waited for more than one turn."""
         self._is_emptying = False
         self._is_small = True
-        """What the socket had last fits into one turn."""
-        self._was_touched = False
-        """Something was done with the socket since it was looked at: that may have swallowed a sign."""
+        """All that the socket had last fits into one turn."""
+        self._must_look = True
+        """It was not emptied, or something was done with it since, which may have swallowed a sign."""
         self._look_again: asyncio.Handle | None = None
         self._is_looking = False
         self._fd: int = socket.fileno()
@@ -71,8 +71,12 @@ class LoopReader:
 
     def look_soon(self) -> None:
         """Due after whatever was done with the socket elsewhere."""
-        self._was_touched = True
-        if self._look_again is None and not self._is_looking:
+        self._must_look = True
+        if not self._is_looking:
+            self._take_turn_soon()
+
+    def _take_turn_soon(self) -> None:
+        if self._look_again is None:
             self._look_again = self._loop.call_soon(self._drain)
 
     def close(self) -> None:
@@ -95,7 +99,7 @@ class LoopReader:
             self._is_looking = False
             # Also after an error, which the loop logs: what waits would never be looked at again.
             if not is_done:
-                self.look_soon()
+                self._take_turn_soon()
 
     def _take_turn(self) -> bool:
         """Empty the socket, or handle some of what it had; True if there is nothing left to do."""
@@ -105,21 +109,22 @@ class LoopReader:
             self._is_emptying = not self._empty_socket()
             if self._is_emptying:
                 return False
-            self._is_small = len(self._backlog) <= HANDLED_AT_ONCE
+            self._is_small = not self._must_look and len(self._backlog) <= HANDLED_AT_ONCE
             if not self._is_small:
                 self._tell(self._heard_until)
-        self._was_touched = False
         self._handle_some()
         if self._is_small and self._is_behind:
             self._tell(None)
-        return self._socket.closed or not (self._backlog or self._was_touched)
+        return self._socket.closed or not (self._backlog or self._must_look)
 
     def _empty_socket(self) -> bool:
         """Whether it is empty now, or as much was taken as may lie here."""
         for _ in range(_TAKEN_AT_ONCE):
             if self._socket.closed or self._backlog.is_full:
+                self._must_look = True
                 return True
             if not int(self._socket.get(_EVENTS)) & _POLLIN:
+                self._must_look = False
                 self._emptied_at = self._loop.time()
                 return True
             try:

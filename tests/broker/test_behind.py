@@ -41,6 +41,14 @@ def test_who_has_not_spoken_before_that_is_silent(behind):
     assert behind.statuses() == {}, "the frontend is as silent"
 
 
+def test_a_flood_without_end_keeps_nobody_alive_who_is_dead(behind):
+    """Who is read in turn with all others would have been heard long since."""
+    in_rounds(behind, 37.9)
+    assert behind.registered() == {"worker"}
+    in_rounds(behind, 0.5)
+    assert behind.registered() == set()
+
+
 def test_a_connection_that_is_gone_counts_from_what_was_heard(behind):
     behind.unreachable()
     in_rounds(behind, 5.0)
