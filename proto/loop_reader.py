@@ -9,12 +9,12 @@ meanwhile, and which of it is superseded.
 """
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Final
 
 import zmq
 
-from proto.backlog import Backlog
+from proto.backlog import Backlog, Speaker
 
 PARTS_MAX: Final = 16
 """Of a message; a request to the authenticator has nine, with its route."""
@@ -28,7 +28,6 @@ _POLLIN: Final = int(zmq.POLLIN)
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 
 Frames = list[zmq.Frame]
-Supersedes = Callable[[Frames], Hashable | None]
 
 
 class LoopReader:
@@ -37,17 +36,17 @@ class LoopReader:
         socket: zmq.Socket[bytes],
         on_message: Callable[[Frames], None],
         *,
-        supersedes: Supersedes = lambda _frames: None,
+        speaker: Speaker[Frames] = lambda _frames: None,
         on_heard_until: Callable[[float | None], None] | None = None,
     ) -> None:
-        """`supersedes` as for a `Backlog`.
+        """`speaker` as for a `Backlog`.
 
         `on_heard_until` is told when more has come than one turn of the loop handles: the instant, on the
         loop's clock, until which all has been handled; and None when that is all that has come.
         """
         self._socket = socket
         self._on_message = on_message
-        self._backlog = Backlog(supersedes)
+        self._backlog = Backlog(speaker)
         self._on_heard_until = on_heard_until
         self._loop = asyncio.get_running_loop()
         self._heard_until = self._emptied_at = self._loop.time()

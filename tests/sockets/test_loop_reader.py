@@ -29,7 +29,7 @@ async def test_all_that_has_come_is_taken_before_any_of_it_is_handled(pair, unti
     reader = LoopReader(
         ours,
         lambda frames: handled.append(int(frames[1].bytes)),
-        supersedes=lambda frames: b"peer" if frames[0].bytes == b"report" else None,
+        speaker=lambda frames: (b"peer", True) if frames[0].bytes == b"report" else None,
     )
     others = list(range(0, 3 * HANDLED_AT_ONCE, 2))
     await until(lambda: handled == [*others, 3 * HANDLED_AT_ONCE - 1])
