@@ -135,9 +135,8 @@ async def test_a_peer_that_does_not_listen_holds_up_nobody(endpoint, loop_socket
     await listener.send(b"listener")
     await until(lambda: len(routes) == 2)
     image = bytes(1024 * 1024)
-    began = time.monotonic()
+    # One that waited would do so for ever.
     results = [router.send([routes[b"deaf"], image]) for _ in range(4 * HIGH_WATER_MARK)]
-    assert time.monotonic() - began < 10 * AT_ONCE_S
     assert results[-1] is SendResult.QUEUE_FULL
     assert router.send([routes[b"listener"], b"hello"]) is SendResult.SENT
     assert await listener.receive() == [b"hello"]
