@@ -145,7 +145,7 @@ class Router:
             curve=None if gatekeeper is None else gatekeeper.server(role),
             guard=None if gatekeeper is None else RouteGuard(gatekeeper, role),
             on_handshake_failure=on_handshake_failure,
-            supersedes=_reporter,
+            speaker=speaker,
             on_heard_until=partial(self._on_heard_until, role),
         )
 
@@ -245,9 +245,9 @@ class Router:
             log.debug("message not sent", kind=type(message).__name__, why=result.name, dropped=self._dropped)
 
 
-def _reporter(frames: list[zmq.Frame]) -> bytes | None:
-    """The route by which a report has come."""
-    return frames[0].bytes if len(frames) > 1 and is_report(frames[1].bytes) else None
+def speaker(frames: list[zmq.Frame]) -> tuple[bytes, bool]:
+    """The route by which a message has come, and whether it is a report."""
+    return frames[0].bytes, len(frames) > 1 and is_report(frames[1].bytes)
 
 
 def _authenticator(gatekeeper: Gatekeeper) -> Authenticator:

@@ -15,7 +15,7 @@ PARTS = ("broker", "frontend", "worker")
 SECRET = {
     "apiVersion": "v1",
     "kind": "Secret",
-    "metadata": {"name": "flux-clients"},
+    "metadata": {"name": "flux-api-keys"},
     "stringData": {"API_KEYS": KEY},
 }
 FAKE = [
@@ -45,8 +45,8 @@ def pod(engine, image, tmp_path) -> Iterator[dict[str, Container]]:
     for name, content in (("pod", adapted()), ("secret", SECRET)):
         files[name] = tmp_path / f"{name}.yaml"
         files[name].write_text(yaml.safe_dump(content))
-    engine.done("podman", "secret", "rm", "flux-clients")
-    engine.run("podman", "secret", "create", "flux-clients", str(files["secret"]))
+    engine.done("podman", "secret", "rm", "flux-api-keys")
+    engine.run("podman", "secret", "create", "flux-api-keys", str(files["secret"]))
     try:
         engine.run("podman", "play", "kube", str(files["pod"]))
         yield {part: Container(engine, f"{NAME}-{part}") for part in PARTS}
@@ -54,7 +54,7 @@ def pod(engine, image, tmp_path) -> Iterator[dict[str, Container]]:
         for part in PARTS:
             print(engine.done("podman", "logs", f"{NAME}-{part}").stderr[-3000:])
         engine.done("podman", "pod", "rm", "--force", "--time", "0", NAME)
-        engine.done("podman", "secret", "rm", "flux-clients")
+        engine.done("podman", "secret", "rm", "flux-api-keys")
 
 
 def test_it_draws_and_may_do_nothing_else_and_drains(pod, engine):

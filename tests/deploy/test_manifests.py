@@ -172,6 +172,15 @@ def test_peers_know_every_broker_by_its_name(component):
     assert [urlsplit(endpoint).hostname for endpoint in broker_endpoints(component)] == expected
 
 
+def test_no_two_hosts_have_a_broker_or_worker_of_one_name():
+    """Of two such workers each would end the other one, for ever."""
+    text = (DOCKER / "compose.hosts.yaml").read_text()
+    names = re.findall(r"^ +FLUX_(?:BROKER_BROKER|WORKER_WORKER)_ID: (.*)$", text, re.MULTILINE)
+    assert len(set(names)) == len(names) == 3
+    assert all("${FLUX_HOST}" in name or "${FLUX_HOST:?" in name for name in names)
+    assert "${FLUX_HOST:?" in text, "it has no default"
+
+
 def test_what_is_scaled_by_exists():
     (scaled,) = kinds("ScaledObject")
     (trigger,) = scaled["spec"]["triggers"]
