@@ -27,6 +27,7 @@ NEEDED: Final = {
 }
 HARDENED: Final = (
     "--read-only",
+    "--read-only-tmpfs=false",  # Docker has no others than those that it is told.
     "--tmpfs",
     "/tmp",
     "--cap-drop",
