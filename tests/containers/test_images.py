@@ -40,6 +40,14 @@ def test_it_has_its_program_and_nobody_elses_libraries(target, engine, image):
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_a_worker_has_the_libraries_of_the_model(engine, image):
+    worker = image("worker", full=True)
+    done = engine.once(worker, "/opt/flux-server/bin/python", "-c", "import torch, diffusers, transformers")
+    assert done.returncode == 0, done.stderr
+    done = engine.done("podman", "run", "--rm", "--network", "none", worker, "prefetch", "--help")
+    assert "HF_TOKEN" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("target", MEGABYTES_MAX)
 def test_it_is_small(target, engine, image):
     added_mb = engine.size_mb(image(target)) - engine.size_mb("python:3.11-slim-bookworm")
