@@ -131,7 +131,7 @@ class Engine:
         return Container(self, name)
 
     def _keep_bridge_address(self) -> None:
-        """Of its own accord it is the lowest of its ports (netavark 1.4): one that goes cuts off the others."""
+        """Of itself it is the lowest of its ports (netavark 1.4): one that goes cuts off the others."""
         if BRIDGE.exists():
             self.run("ip", "link", "set", BRIDGE.name, "address", (BRIDGE / "address").read_text().strip())
 
