@@ -17,7 +17,9 @@ LIMIT_S: Final = 300.0
 """For what must happen, however slow this machine is."""
 POLL_S: Final = 0.2
 BUILD_LIMIT_S: Final = 1500.0
+BRIDGE: Final = Path("/sys/class/net/podman0")
 NEEDED: Final = {
+    "ip": "iproute2",
     "buildah": "buildah",
     "podman": "podman",
     "runc": "runc",
@@ -27,6 +29,7 @@ NEEDED: Final = {
 }
 HARDENED: Final = (
     "--read-only",
+    "--read-only-tmpfs=false",  # Docker has no others than those that it is told.
     "--tmpfs",
     "/tmp",
     "--cap-drop",
@@ -124,7 +127,13 @@ class Engine:
 
     def start(self, name: str, image: str, *options: str) -> "Container":
         self.run("podman", "run", "--detach", "--name", name, *options, image)
+        self._keep_bridge_address()
         return Container(self, name)
+
+    def _keep_bridge_address(self) -> None:
+        """Of itself it is the lowest of its ports (netavark 1.4): one that goes cuts off the others."""
+        if BRIDGE.exists():
+            self.run("ip", "link", "set", BRIDGE.name, "address", (BRIDGE / "address").read_text().strip())
 
     def once(self, image: str, *command: str) -> "subprocess.CompletedProcess[str]":
         """Another program than the image's own, in a fresh container of it."""

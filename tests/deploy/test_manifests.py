@@ -210,6 +210,15 @@ def test_a_service_has_time_to_finish(name):
     assert float(given.removesuffix("s")) >= STOP_S[of(name)] + SLACK_S
 
 
+def test_a_broker_that_ends_with_all_others_stays_as_long_as_they():
+    in_pod = CONTAINERS["kubernetes/pod.yaml Pod flux-server broker"]
+    service = SERVICES["compose.yaml broker"]
+    wanted_s = Timing().drain_s
+    assert {"name": "FLUX_BROKER_DRAIN_S", "value": f"{wanted_s:g}"} in in_pod["env"]
+    assert service["environment"]["FLUX_BROKER_DRAIN_S"] == f"{wanted_s:g}"
+    assert service["stop_grace_period"] == SERVICES["compose.yaml frontend"]["stop_grace_period"]
+
+
 @pytest.mark.parametrize("container", WHOLE_CONTAINERS.values(), ids=WHOLE_CONTAINERS)
 def test_a_probe_waits_as_long_as_the_check(container):
     probes = [container[name] for name in ("readinessProbe", "livenessProbe") if name in container]
