@@ -86,7 +86,10 @@ def test_tracing_can_be_built_in(engine, wheels, image, tmp_path):
     context = without_model(SOURCE, tmp_path / "context")
     traced = engine.build(context, "broker", wheels=wheels, arguments={"TRACING": "1"}, tag="traced")
     name = f"flux-{os.getpid()}-traced"
-    container = engine.start(name, traced, *HARDENED, "--network", "none", "--env", "FLUX_BROKER_TRACING=1")
+    settings = ["FLUX_BROKER_TRACING=1"]
+    settings += [f"FLUX_BROKER_{peers}_ENDPOINT=ipc:///tmp/{peers}" for peers in ("FRONTENDS", "WORKERS")]
+    given = (word for setting in settings for word in ("--env", setting))
+    container = engine.start(name, traced, *HARDENED, "--network", "none", *given)
     try:
         container.until_healthy()
     finally:
