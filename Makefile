@@ -14,7 +14,7 @@ help:
 	@echo "make venv    only install, into .venv/"
 	@echo "make test    all checks and tests"
 	@echo "make tox     only install tox, which runs one of them: .venv/bin/tox run -e unit"
-	@echo "make install for a host with systemd: PREFIX=/usr/local, DESTDIR=, COMPONENTS=\"broker frontend gpu_worker\""
+	@echo "make install for a host with systemd: PREFIX=/usr/local, DESTDIR=, COMPONENTS=\"broker frontend gpu_worker\", TRACING=1"
 	@echo "make clean   remove all that demo, serve and test have made"
 	@echo "PYTHON=...   another Python than python3.11, at least 3.11"
 

@@ -39,4 +39,9 @@ class TracedJobMoved:
     """On the clock of `handle`."""
 
 
-Action = SendToWorker | SendToFrontend | TracedJobMoved | Note
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emptied:
+    """A broker that drains has no job any more: it may end without anybody missing it. Said once."""
+
+
+Action = SendToWorker | SendToFrontend | TracedJobMoved | Emptied | Note

@@ -7,7 +7,7 @@ stored but derived from the job table whenever a view is made (PROTOCOL.md §5.7
 from collections.abc import Callable
 from typing import assert_never
 
-from broker.actions import Action
+from broker.actions import Action, Emptied
 from broker.events import (
     DrainRequested,
     Event,
@@ -52,6 +52,7 @@ class Broker:
         self._next_round_at: float | None = None
         self._told_ready = 0
         self._told_behind = False
+        self._told_empty = False
         self._is_rebuilt = self.state.window_s == 0
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -81,6 +82,7 @@ class Broker:
             self._make_round(now)
         self._job_life.dispatch(now)
         self._tell_readiness(is_round=is_round)
+        self._tell_emptiness()
         self._arm(now)
         actions, self.state.outbox = self.state.outbox, []
         return actions
@@ -154,6 +156,11 @@ class Broker:
             self.state.draining = True
             self.state.note("broker draining", jobs=len(self.state.jobs))
             self._tell_frontends()
+
+    def _tell_emptiness(self) -> None:
+        if self.state.draining and not self.state.jobs and not self._told_empty:
+            self._told_empty = True
+            self.state.outbox.append(Emptied())
 
     def _tell_frontends(self) -> None:
         for frontend in self.state.frontends:

@@ -10,7 +10,7 @@ from typing import Final, assert_never
 import structlog
 import zmq
 
-from broker.actions import Action, SendToFrontend, SendToWorker, TracedJobMoved
+from broker.actions import Action, Emptied, SendToFrontend, SendToWorker, TracedJobMoved
 from broker.authenticator import Authenticator
 from broker.core import Broker
 from broker.events import (
@@ -94,6 +94,7 @@ class Router:
         self._mailbox: Mailbox[Event, Action] = Mailbox(core, TimerFired(), self._perform)
         self._violations = {role: ViolationLog(role) for role in ("worker", "frontend")}
         self._dropped = 0
+        self._emptied = asyncio.Event()
         self._spans = spans
         self._heard_until: dict[str, float | None] = {}
         """By the role of a socket that has more than it can hand over: until when it has."""
@@ -115,9 +116,12 @@ class Router:
     def is_late(self) -> bool:
         return self._mailbox.is_late()
 
-    async def drain(self) -> None:
-        """Say that the broker ends, and give the words time to leave."""
+    async def drain(self, limit_s: float = 0.0) -> None:
+        """Say that the broker ends, let its jobs end for so long, and give the last words time to leave."""
         self._mailbox.tell(DrainRequested())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._emptied.wait()
         await asyncio.sleep(FAREWELL_S)
 
     def close(self) -> None:
@@ -145,7 +149,7 @@ class Router:
             curve=None if gatekeeper is None else gatekeeper.server(role),
             guard=None if gatekeeper is None else RouteGuard(gatekeeper, role),
             on_handshake_failure=on_handshake_failure,
-            supersedes=_reporter,
+            speaker=speaker,
             on_heard_until=partial(self._on_heard_until, role),
         )
 
@@ -223,6 +227,8 @@ class Router:
             case TracedJobMoved():
                 if self._spans is not None:
                     self._spans.moved(action)
+            case Emptied():
+                self._emptied.set()
             case Note():
                 write_note(action if self._spans is None else self._spans.named(action))
             case _:
@@ -245,9 +251,9 @@ class Router:
             log.debug("message not sent", kind=type(message).__name__, why=result.name, dropped=self._dropped)
 
 
-def _reporter(frames: list[zmq.Frame]) -> bytes | None:
-    """The route by which a report has come."""
-    return frames[0].bytes if len(frames) > 1 and is_report(frames[1].bytes) else None
+def speaker(frames: list[zmq.Frame]) -> tuple[bytes, bool]:
+    """The route by which a message has come, and whether it is a report."""
+    return frames[0].bytes, len(frames) > 1 and is_report(frames[1].bytes)
 
 
 def _authenticator(gatekeeper: Gatekeeper) -> Authenticator:
@@ -282,5 +288,5 @@ async def serve(
         service.ready()
         await stop.wait()
         service.stopping()
-        await router.drain()
+        await router.drain(settings.drain_s)
     log.info("broker stopped")

@@ -34,6 +34,13 @@ class BrokerSettings(NetworkSettings):
     queue_limit: int = Field(
         0, ge=0, le=10_000, description="new jobs that may wait for an idle worker; 0: refuse at once"
     )
+    drain_s: float = Field(
+        0.0,
+        ge=0,
+        le=3600,
+        description="how long a broker that is told to end stays for the jobs it has, s: for one that ends "
+        "together with its peers; 0: they go on at another broker, or at this one when it is started again",
+    )
     is_first: bool = Field(
         False,
         description="no broker of this service has run before, so that no peer can have anything to report: "

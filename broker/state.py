@@ -83,9 +83,14 @@ class BrokerState:
         self.hear_until(self.heard_until)
 
     def hear_until(self, instant: float | None) -> None:
-        """Silence is judged no later than then; None: at the present."""
+        """Silence is judged no later than then; None: at the present.
+
+        Not put off without end: who floods this broker must not keep the dead alive.
+        """
         self.heard_until = instant
-        self.silence_at = max(self.silence_at, self.now if instant is None else min(self.now, instant))
+        excused_since = self.now - self.timing.backlog_excuse_s
+        known_at = self.now if instant is None else min(self.now, max(instant, excused_since))
+        self.silence_at = max(self.silence_at, known_at)
         self.workers.advance(self.silence_at)
 
     def pardon(self, absence_s: float) -> None:

@@ -2,6 +2,8 @@
 PREFIX ?= /usr/local
 DESTDIR ?=
 COMPONENTS ?= broker frontend gpu_worker
+# 1: with what --tracing needs.
+TRACING ?=
 sysconfdir ?= /etc
 libdir ?= $(PREFIX)/lib
 bindir ?= $(PREFIX)/bin
@@ -18,6 +20,7 @@ WHEELS ?= build/wheels
 REQUIREMENTS_broker ?= requirements/broker.txt
 REQUIREMENTS_frontend ?= requirements/frontend.txt
 REQUIREMENTS_gpu_worker ?= requirements/torch.txt requirements/gpu_worker.txt
+REQUIREMENTS_tracing := requirements/tracing.txt
 UNIT_broker := flux-broker.service
 UNIT_frontend := flux-frontend.service
 UNIT_gpu_worker := flux-worker@.service
@@ -27,11 +30,12 @@ SETTINGS_gpu_worker := worker.env
 
 home := $(libdir)/flux-server
 staged := $(DESTDIR)$(home)
-requirements := $(foreach component,$(COMPONENTS),$(REQUIREMENTS_$(component)))
+parts := $(COMPONENTS) $(if $(TRACING),tracing)
+requirements := $(foreach part,$(parts),$(REQUIREMENTS_$(part)))
 units := flux-server.target $(foreach component,$(COMPONENTS),$(UNIT_$(component)))
 settings := $(foreach component,$(COMPONENTS),$(SETTINGS_$(component)))
 all_units := flux-server.target $(UNIT_broker) $(UNIT_frontend) $(UNIT_gpu_worker)
-collected := $(COMPONENTS:%=$(WHEELS)/.of-%) $(WHEELS)/.own
+collected := $(parts:%=$(WHEELS)/.of-%) $(WHEELS)/.own
 watching := prometheus grafana
 unknown := $(filter-out broker frontend gpu_worker,$(COMPONENTS))
 ifneq ($(unknown),)
@@ -62,7 +66,7 @@ $(WHEELS)/.own: pyproject.toml $(wildcard $(foreach package,proto broker fronten
 	@touch $@
 
 install: $(collected) | $(VENV)/.made
-	@echo "installing $(COMPONENTS) into $(staged)"
+	@echo "installing $(parts) into $(staged)"
 	@rm -rf "$(staged).new" && mkdir -p "$(DESTDIR)$(libdir)"
 	@$(PYTHON) -m venv --without-pip "$(staged).new"
 	@$(VENV)/bin/python -m pip --python "$(staged).new/bin/python" install --no-input -qq --no-index \

@@ -5,10 +5,14 @@ The slot is the truth, so the fence between brokers is here: none may end what a
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from proto.contact import BrokerContact
 from proto.messages import WorkerView
 from proto.timing import Timing
+
+GATHER_S: Final = 0.01
+"""What a broker knows already is reported to it together with what else happens within this time."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,11 +58,12 @@ class Brokers:
     def report_soon(self, now: float, *, known_to: Collection[int] = ()) -> None:
         """What this worker is, or what it does, has changed.
 
-        Those that know it already, as they sent the START or were sent the outcome, hear it with the next
-        heartbeat: that only repairs what was lost.
+        At once, but not to those that know it already: they sent the START, or were sent the outcome.
         """
         for broker, known in enumerate(self._known):
-            if broker not in known_to:
+            if broker in known_to:
+                known.contact.report_within(now, GATHER_S)
+            else:
                 known.contact.report_soon(now)
 
     def viewed(self, broker: int, view: WorkerView, now: float) -> bool:

@@ -92,7 +92,7 @@ def load_settings(cls: type[S], argv: Sequence[str] | None, program: str) -> S:
     except ValidationError as error:
         lines = [_explain(cls, dict(problem)) for problem in error.errors(include_url=False)]
     except SettingsError as error:
-        lines = [str(error)]
+        lines = [_in_one_line(str(error))]
     for line in lines:
         print(f"{program}: {line}", file=sys.stderr)
     print(f"{program}: for all settings: --help", file=sys.stderr)
@@ -105,7 +105,7 @@ def _warn_of_unknown_variables(cls: type[ComponentSettings], program: str) -> No
     known = {environment_name(cls, name) for name in cls.model_fields}
     for name in sorted(os.environ):
         if name.upper().startswith(prefix) and name.upper() not in known:
-            print(f"{program}: {name} is not a setting, and is ignored", file=sys.stderr)
+            print(f"{program}: {_in_one_line(name)} is not a setting, and is ignored", file=sys.stderr)
 
 
 def _explain(cls: type[ComponentSettings], problem: dict[str, Any]) -> str:
@@ -122,8 +122,17 @@ def _explain(cls: type[ComponentSettings], problem: dict[str, Any]) -> str:
     return f"{title}: {value}: {reason}"
 
 
+def _in_one_line(text: str) -> str:
+    """What arguments and names of variables have of control characters would break it."""
+    text = "".join(it if it.isprintable() else it.encode("unicode_escape").decode() for it in text)
+    return _cut(text)
+
+
 def _shown(value: object) -> str:
-    text = repr(value)
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}… ({len(text)} characters)"
 
 

@@ -9,12 +9,12 @@ meanwhile, and which of it is superseded.
 """
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Final
 
 import zmq
 
-from proto.backlog import Backlog
+from proto.backlog import Backlog, Speaker
 
 PARTS_MAX: Final = 16
 """Of a message; a request to the authenticator has nine, with its route."""
@@ -28,7 +28,6 @@ _POLLIN: Final = int(zmq.POLLIN)
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 
 Frames = list[zmq.Frame]
-Supersedes = Callable[[Frames], Hashable | None]
 
 
 class LoopReader:
@@ -37,17 +36,17 @@ class LoopReader:
         socket: zmq.Socket[bytes],
         on_message: Callable[[Frames], None],
         *,
-        supersedes: Supersedes = lambda _frames: None,
+        speaker: Speaker[Frames] = lambda _frames: None,
         on_heard_until: Callable[[float | None], None] | None = None,
     ) -> None:
-        """`supersedes` as for a `Backlog`.
+        """`speaker` as for a `Backlog`.
 
         `on_heard_until` is told when more has come than one turn of the loop handles: the instant, on the
         loop's clock, until which all has been handled; and None when that is all that has come.
         """
         self._socket = socket
         self._on_message = on_message
-        self._backlog = Backlog(supersedes)
+        self._backlog = Backlog(speaker)
         self._on_heard_until = on_heard_until
         self._loop = asyncio.get_running_loop()
         self._heard_until = self._emptied_at = self._loop.time()
@@ -55,9 +54,9 @@ class LoopReader:
         """Of what has come, some has waited for more than one turn."""
         self._is_emptying = False
         self._is_small = True
-        """What the socket had last fits into one turn."""
-        self._was_touched = False
-        """Something was done with the socket since it was looked at: that may have swallowed a sign."""
+        """All that the socket had last fits into one turn."""
+        self._must_look = True
+        """It was not emptied, or something was done with it since, which may have swallowed a sign."""
         self._look_again: asyncio.Handle | None = None
         self._is_looking = False
         self._fd: int = socket.fileno()
@@ -71,8 +70,12 @@ class LoopReader:
 
     def look_soon(self) -> None:
         """Due after whatever was done with the socket elsewhere."""
-        self._was_touched = True
-        if self._look_again is None and not self._is_looking:
+        self._must_look = True
+        if not self._is_looking:
+            self._take_turn_soon()
+
+    def _take_turn_soon(self) -> None:
+        if self._look_again is None:
             self._look_again = self._loop.call_soon(self._drain)
 
     def close(self) -> None:
@@ -95,7 +98,7 @@ class LoopReader:
             self._is_looking = False
             # Also after an error, which the loop logs: what waits would never be looked at again.
             if not is_done:
-                self.look_soon()
+                self._take_turn_soon()
 
     def _take_turn(self) -> bool:
         """Empty the socket, or handle some of what it had; True if there is nothing left to do."""
@@ -105,21 +108,22 @@ class LoopReader:
             self._is_emptying = not self._empty_socket()
             if self._is_emptying:
                 return False
-            self._is_small = len(self._backlog) <= HANDLED_AT_ONCE
+            self._is_small = not self._must_look and len(self._backlog) <= HANDLED_AT_ONCE
             if not self._is_small:
                 self._tell(self._heard_until)
-        self._was_touched = False
         self._handle_some()
         if self._is_small and self._is_behind:
             self._tell(None)
-        return self._socket.closed or not (self._backlog or self._was_touched)
+        return self._socket.closed or not (self._backlog or self._must_look)
 
     def _empty_socket(self) -> bool:
         """Whether it is empty now, or as much was taken as may lie here."""
         for _ in range(_TAKEN_AT_ONCE):
             if self._socket.closed or self._backlog.is_full:
+                self._must_look = True
                 return True
             if not int(self._socket.get(_EVENTS)) & _POLLIN:
+                self._must_look = False
                 self._emptied_at = self._loop.time()
                 return True
             try:

@@ -6,9 +6,10 @@ from typing import Final, Protocol
 
 import zmq
 
+from proto.backlog import Speaker
 from proto.curve import CurveClient, CurveServer
 from proto.handshakes import HandshakeFailure, HandshakeWatch
-from proto.loop_reader import LoopReader, Supersedes
+from proto.loop_reader import Frames, LoopReader
 from proto.messages import Body
 
 HIGH_WATER_MARK: Final = 1024
@@ -60,10 +61,10 @@ class LoopSocket:
         curve: CurveServer | CurveClient | None = None,
         guard: Guard | None = None,
         on_handshake_failure: Callable[[HandshakeFailure], None] | None = None,
-        supersedes: Supersedes = lambda _frames: None,
+        speaker: Speaker[Frames] = lambda _frames: None,
         on_heard_until: Callable[[float | None], None] | None = None,
     ) -> None:
-        """`supersedes` and `on_heard_until` as for a `LoopReader`."""
+        """`speaker` and `on_heard_until` as for a `LoopReader`."""
         self._on_frames = on_frames
         self._guard = guard
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
@@ -89,7 +90,7 @@ class LoopSocket:
         self._reader = LoopReader(
             self._socket,
             self._on_message,
-            supersedes=supersedes,
+            speaker=speaker,
             on_heard_until=on_heard_until,
         )
 

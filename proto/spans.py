@@ -47,6 +47,9 @@ QUEUED_SPANS: Final = 2048
 CLOCK_WAS_SET_NS: Final = 1_000_000
 """Less is how exactly the two clocks can be compared: what follows at once shall not begin before."""
 
+_OF_CALLERS: Final = "opentelemetry.trace."
+"""The loggers that quote a context which a caller has sent."""
+
 Attributes = Mapping[str, str | int | float | bool]
 
 log = structlog.get_logger()
@@ -235,7 +238,7 @@ class Delivery(SpanExporter):
 
 
 class Complaints(logging.Handler):
-    """What the library has to say. In the log it would be a line for each try and each lost span."""
+    """What the library has to say of our side. In the log it would be a line for each try and lost span."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -246,4 +249,5 @@ class Complaints(logging.Handler):
         logger.propagate = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.first = self.first or record.getMessage()
+        if not record.name.startswith(_OF_CALLERS):
+            self.first = self.first or record.getMessage()

@@ -18,6 +18,8 @@ class Timing:
     """How long a worker whose connection is gone may take to report on a new one."""
     peer_lost_s: float = 8.0
     """Silence after which a peer is lost whatever its connection looks like."""
+    backlog_excuse_s: float = 30.0
+    """How long a broker may put off judging silence, as it has more to read than it can handle."""
     broker_silent_s: float = 3.0
     """Silence of the broker after which a peer opens a fresh connection and a frontend refuses at once."""
     retry_wait_s: float = 3.0

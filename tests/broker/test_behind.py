@@ -1,10 +1,14 @@
 """A broker that is behind with reading takes nobody for silent who has spoken meanwhile."""
 
 import pytest
-from samples.wire import identifier
+import zmq
+from samples.wire import frontend_report, identifier, submit
 
 from broker.events import HeardUntil
-from proto.messages import FrontendView, JobState, WorkerView
+from broker.router import speaker
+from proto.backlog import Backlog
+from proto.codec import decode, encode
+from proto.messages import FrontendView, JobState, Refuse, WorkerView
 
 
 @pytest.fixture
@@ -39,6 +43,14 @@ def test_who_has_not_spoken_before_that_is_silent(behind):
     in_rounds(behind, 0.3)
     assert behind.registered() == set()
     assert behind.statuses() == {}, "the frontend is as silent"
+
+
+def test_a_flood_without_end_keeps_nobody_alive_who_is_dead(behind):
+    """Who is read in turn with all others would have been heard long since."""
+    in_rounds(behind, 37.9)
+    assert behind.registered() == {"worker"}
+    in_rounds(behind, 0.5)
+    assert behind.registered() == set()
 
 
 def test_a_connection_that_is_gone_counts_from_what_was_heard(behind):
@@ -85,3 +97,25 @@ def test_what_is_read_late_is_taken_as_ever(behind):
     behind.tell(HeardUntil(instant=None))
     behind.frontend("job")
     assert behind.statuses() == {identifier("job"): JobState.ENDED}
+
+
+def test_a_call_that_follows_another_of_its_key_is_admitted_however_late_both_are_read(broker):
+    """Its frontend says first that the other one is over, and later what it says in each report."""
+    broker.worker()
+    broker.worker("other")
+    broker.submit("old", key="alice")
+    assert broker.statuses()[identifier("old")] is JobState.RUNNING
+    waiting = Backlog(speaker)
+    for message in (
+        frontend_report(seq=2),
+        submit("new", seq=3, key="alice"),
+        frontend_report("new", seq=4),
+    ):
+        waiting.add([zmq.Frame(bytes(part)) for part in (b"to frontend", *encode(message))], 1)
+    read = [decode([frame.bytes for frame in waiting.take()[1:]]) for _ in range(len(waiting))]
+    refused = []
+    for message in read:
+        broker.from_frontend(message)
+        refused += broker.to_frontend(Refuse)
+    assert not refused
+    assert identifier("new") in broker.core.state.jobs.by_waiter

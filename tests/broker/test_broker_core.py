@@ -3,7 +3,7 @@
 import pytest
 from samples.wire import EPOCH, PARAMETERS, claim, held, identifier, leave, running
 
-from broker.actions import SendToFrontend, SendToWorker
+from broker.actions import Emptied, SendToFrontend, SendToWorker
 from broker.events import DrainRequested, FromWorker, FrontendUnreachable
 from broker.jobs import MAX_ATTEMPTS, Delivering, Dispatched, Failed, Queued, Returned
 from broker.worker_side import STOPPED
@@ -612,6 +612,15 @@ def test_a_draining_broker_says_so_and_admits_nothing_new(broker):
     assert len(broker.to_frontend(Outcome)) == 1
     broker.tell(DrainRequested())
     assert broker.sent() == []
+
+
+def test_a_draining_broker_says_once_that_it_has_no_job_any_more(broker):
+    broker.worker()
+    execution = broker.run_job()
+    assert Emptied() not in broker.tell(DrainRequested())
+    assert Emptied() not in broker.image(execution), "it may have to be sent again"
+    assert Emptied() in broker.frontend()
+    assert Emptied() not in broker.frontend()
 
 
 def test_states_are_what_their_names_say(queueing_broker):

@@ -3,7 +3,6 @@
 import contextlib
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 from processes.stack import until
@@ -29,12 +28,7 @@ class ControlGroup:
         self._folder.mkdir()
         return self
 
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         for pid in self._members.read_text().split():
             with contextlib.suppress(ProcessLookupError):
                 (self._folder.parent / "cgroup.procs").write_text(pid)

@@ -5,19 +5,20 @@ import os
 import resource
 import shutil
 import subprocess
-import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, TypeVar
 
 import pytest
+import waiting
 
 LIMIT_S: Final = 300.0
 """For what must happen, however slow this machine is."""
 POLL_S: Final = 0.2
 BUILD_LIMIT_S: Final = 1500.0
+BRIDGE: Final = Path("/sys/class/net/podman0")
 NEEDED: Final = {
+    "ip": "iproute2",
     "buildah": "buildah",
     "podman": "podman",
     "runc": "runc",
@@ -27,6 +28,7 @@ NEEDED: Final = {
 }
 HARDENED: Final = (
     "--read-only",
+    "--read-only-tmpfs=false",  # Docker has no others than those that it is told.
     "--tmpfs",
     "/tmp",
     "--cap-drop",
@@ -39,14 +41,7 @@ T = TypeVar("T")
 
 
 def until(what: str, look: Callable[[], T | None], limit_s: float = LIMIT_S) -> T:
-    """Look again and again until there is something to see, and give it."""
-    pause = threading.Event()
-    give_up_at = time.monotonic() + limit_s
-    while not (found := look()):
-        if time.monotonic() >= give_up_at:
-            pytest.fail(f"not within {limit_s:g} s: {what}")
-        pause.wait(POLL_S)
-    return found
+    return waiting.until(what, look, limit_s, POLL_S)
 
 
 def require_means() -> None:
@@ -124,7 +119,13 @@ class Engine:
 
     def start(self, name: str, image: str, *options: str) -> "Container":
         self.run("podman", "run", "--detach", "--name", name, *options, image)
+        self._keep_bridge_address()
         return Container(self, name)
+
+    def _keep_bridge_address(self) -> None:
+        """Of itself it is the lowest of its ports (netavark 1.4): one that goes cuts off the others."""
+        if BRIDGE.exists():
+            self.run("ip", "link", "set", BRIDGE.name, "address", (BRIDGE / "address").read_text().strip())
 
     def once(self, image: str, *command: str) -> "subprocess.CompletedProcess[str]":
         """Another program than the image's own, in a fresh container of it."""

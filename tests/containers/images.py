@@ -29,7 +29,7 @@ MODEL_STACK: Final = frozenset(
 NOT_SOURCE: Final = shutil.ignore_patterns(
     ".git", ".tox", ".venv", "build", "dist", "hub", "tests", "docs", "training", "__pycache__", ".*_cache"
 )
-REQUIREMENTS: Final = ("torch", "deploy", "broker", "frontend", "gpu_worker")
+REQUIREMENTS: Final = ("torch", "deploy", "broker", "frontend", "gpu_worker", "tracing")
 
 
 def make_base(engine: Engine, cache: Path) -> None:

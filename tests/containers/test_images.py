@@ -1,10 +1,11 @@
 """What is in the images, and what is not."""
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
-from containers.engine import LIMIT_S
+from containers.engine import HARDENED, LIMIT_S
 from containers.images import without_model
 
 SOURCE = Path(__file__).resolve().parents[2]
@@ -13,10 +14,10 @@ PROGRAMS = {"broker": "broker", "frontend": "frontend", "worker": "gpu_worker", 
 MEGABYTES_MAX = {"broker": 60.0, "frontend": 120.0}
 """On top of the base image, with compiled modules."""
 ABSENT = {
-    "broker": ("torch", "numpy", "grpc", "aiohttp", "diffusers", "pip"),
-    "frontend": ("torch", "numpy", "diffusers", "pip"),
-    "worker": ("grpc", "aiohttp", "hqq", "pip"),
-    "server": ("hqq", "pip"),
+    "broker": ("torch", "numpy", "grpc", "aiohttp", "diffusers", "opentelemetry", "pip"),
+    "frontend": ("torch", "numpy", "diffusers", "opentelemetry", "pip"),
+    "worker": ("grpc", "aiohttp", "hqq", "opentelemetry", "pip"),
+    "server": ("hqq", "opentelemetry", "pip"),
 }
 each = pytest.mark.parametrize("target", PROGRAMS)
 
@@ -37,6 +38,14 @@ def test_it_has_its_program_and_nobody_elses_libraries(target, engine, image):
     look = "import importlib.util as u, sys; print([n for n in sys.argv[1:] if u.find_spec(n)])"
     done = engine.once(image(target), *python, "-c", look, *ABSENT[target])
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_worker_has_the_libraries_of_the_model(engine, image):
+    worker = image("worker", full=True)
+    done = engine.once(worker, "/opt/flux-server/bin/python", "-c", "import torch, diffusers, transformers")
+    assert done.returncode == 0, done.stderr
+    done = engine.done("podman", "run", "--rm", "--network", "none", worker, "prefetch", "--help")
+    assert "HF_TOKEN" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("target", MEGABYTES_MAX)
@@ -70,3 +79,24 @@ def test_a_model_can_be_baked_in(engine, wheels, image, tmp_path):
     baked = engine.build(context, "worker", wheels=wheels, arguments={"HUB": "hub"}, tag="baked")
     done = engine.once(baked, "cat", "hub/FLUX.1-dev/model_index.json")
     assert done.stdout == "{}", done.stderr
+
+
+def test_tracing_can_be_built_in(engine, wheels, image, tmp_path):
+    """The only broker that starts with `--tracing`."""
+    context = without_model(SOURCE, tmp_path / "context")
+    traced = engine.build(context, "broker", wheels=wheels, arguments={"TRACING": "1"}, tag="traced")
+    name = f"flux-{os.getpid()}-traced"
+    settings = ["FLUX_BROKER_TRACING=1"]
+    settings += [f"FLUX_BROKER_{peers}_ENDPOINT=ipc:///tmp/{peers}" for peers in ("FRONTENDS", "WORKERS")]
+    given = (word for setting in settings for word in ("--env", setting))
+    container = engine.start(name, traced, *HARDENED, "--network", "none", *given)
+    try:
+        container.until_healthy()
+    finally:
+        container.remove()
+
+    done = engine.done(
+        *("podman", "run", "--rm", "--network", "none", "--env", "FLUX_BROKER_TRACING=1", image("broker"))
+    )
+    assert done.returncode == 78
+    assert "requirements/tracing.txt" in done.stderr

@@ -172,6 +172,15 @@ def test_peers_know_every_broker_by_its_name(component):
     assert [urlsplit(endpoint).hostname for endpoint in broker_endpoints(component)] == expected
 
 
+def test_no_two_hosts_have_a_broker_or_worker_of_one_name():
+    """Of two such workers each would end the other one, for ever."""
+    text = (DOCKER / "compose.hosts.yaml").read_text()
+    names = re.findall(r"^ +FLUX_(?:BROKER_BROKER|WORKER_WORKER)_ID: (.*)$", text, re.MULTILINE)
+    assert len(set(names)) == len(names) == 3
+    assert all("${FLUX_HOST}" in name or "${FLUX_HOST:?" in name for name in names)
+    assert "${FLUX_HOST:?" in text, "it has no default"
+
+
 def test_what_is_scaled_by_exists():
     (scaled,) = kinds("ScaledObject")
     (trigger,) = scaled["spec"]["triggers"]
@@ -199,6 +208,15 @@ def test_a_pod_has_time_to_finish(name):
 def test_a_service_has_time_to_finish(name):
     given = SERVICES[name].get("stop_grace_period", "10s")
     assert float(given.removesuffix("s")) >= STOP_S[of(name)] + SLACK_S
+
+
+def test_a_broker_that_ends_with_all_others_stays_as_long_as_they():
+    in_pod = CONTAINERS["kubernetes/pod.yaml Pod flux-server broker"]
+    service = SERVICES["compose.yaml broker"]
+    wanted_s = Timing().drain_s
+    assert {"name": "FLUX_BROKER_DRAIN_S", "value": f"{wanted_s:g}"} in in_pod["env"]
+    assert service["environment"]["FLUX_BROKER_DRAIN_S"] == f"{wanted_s:g}"
+    assert service["stop_grace_period"] == SERVICES["compose.yaml frontend"]["stop_grace_period"]
 
 
 @pytest.mark.parametrize("container", WHOLE_CONTAINERS.values(), ids=WHOLE_CONTAINERS)

@@ -172,7 +172,7 @@ def test_a_start_is_begun_and_reported(ready):
     assert ready.of(RunJob) == [RunJob(child=1, job=job)]
     report = ready.next_report()
     assert report.running == RunningExecution(
-        execution_id=EXECUTION, claim=claim(remaining_ms=59_000), phase=JobPhase.TEXT, step=0, steps=4
+        execution_id=EXECUTION, claim=claim(remaining_ms=59_990), phase=JobPhase.TEXT, step=0, steps=4
     )
     assert report.phase is WorkerPhase.READY
 

@@ -151,9 +151,9 @@ MUTANTS: Final = [
         "expiry of idle workers only",
         (
             "broker/worker_side.py",
-            "        silent_s = now - worker.heard_at\n        gone = worker.unreachable_since\n",
+            "        silent_s = silence_at - worker.heard_at\n        gone = worker.unreachable_since\n",
             (
-                "        silent_s = now - worker.heard_at\n        gone = worker.unreachable_since\n"
+                "        silent_s = silence_at - worker.heard_at\n        gone = worker.unreachable_since\n"
                 "        if not isinstance(worker.slot, Idle):\n            return\n"
             ),
         ),

@@ -11,8 +11,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +22,7 @@ from typing import Any, Final, Self, TypeVar
 import grpc
 import psutil
 import pytest
+import waiting
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpc_status import rpc_status
 from samples.curve import key_folder
@@ -46,16 +45,7 @@ T = TypeVar("T")
 
 
 def until(what: str, look: Callable[[], T | None], limit_s: float = LIMIT_S, poll_s: float = POLL_S) -> T:
-    """Look again and again until there is something to see, and give it."""
-    pause = threading.Event()
-    give_up_at = time.monotonic() + limit_s
-    while True:
-        found = look()
-        if found:
-            return found
-        if time.monotonic() >= give_up_at:
-            pytest.fail(f"not within {limit_s:g} s: {what}")
-        pause.wait(poll_s)
+    return waiting.until(what, look, limit_s, poll_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ from proto.codec import encode, is_report
 
 @pytest.fixture
 def waiting():
-    """Messages are names; a report is called after its peer, in capitals."""
-    return Backlog[str](lambda message: message[0] if message[0].isupper() else None)
+    """Messages are called after their peer; reports with a number, and what is nobody's in small letters."""
+    return Backlog[str](lambda message: (message[0], message[1:].isdigit()) if message[0].isupper() else None)
 
 
 def taken(waiting):
@@ -26,10 +26,17 @@ def test_first_in_first_out(waiting):
         waiting.take()
 
 
-def test_a_report_takes_the_place_of_earlier_ones_behind_what_came_between(waiting):
-    for message in ("A1", "outcome", "B1", "A2", "A3"):
+def test_a_report_takes_the_place_of_those_of_its_peer_that_it_follows(waiting):
+    for message in ("A1", "other", "B1", "A2", "A3"):
         waiting.add(message, 1)
-    assert taken(waiting) == ["outcome", "B1", "A3"]
+    assert taken(waiting) == ["other", "B1", "A3"]
+    assert waiting.superseded == 2
+
+
+def test_what_a_peer_has_said_between_two_reports_keeps_its_place(waiting):
+    for message in ("A1", "A2", "A submits", "A3", "A4", "B1"):
+        waiting.add(message, 1)
+    assert taken(waiting) == ["A2", "A submits", "A4", "B1"]
     assert waiting.superseded == 2
 
 

@@ -129,6 +129,12 @@ def test_a_stray_argument_is_a_bad_configuration(capsys):
     assert "stray" in complaint(capsys, "stray")[0]
 
 
+def test_an_unknown_argument_is_told_in_one_line(capsys):
+    (line,) = complaint(capsys, "--col\x1cour\n=" + "x" * 1000)
+    assert "--col\\x1cour\\n=xxx" in line
+    assert len(line) < 400
+
+
 @pytest.mark.parametrize("by", ["command line", "environment"])
 def test_a_secret_is_not_shown(capsys, environment, by):
     if by == "environment":

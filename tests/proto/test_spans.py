@@ -1,5 +1,6 @@
 """Contexts from outside and for others, what is lost, and what it takes to begin."""
 
+import logging
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ import structlog
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import TraceState
 from samples.recorded_spans import (
     CONTEXT,
     PARENT_ID,
@@ -169,6 +171,23 @@ def test_spans_that_nobody_takes_are_counted_and_logged_once():
     assert tracing.dropped == 3
     assert [line["event"] for line in logged] == ["spans are lost", "spans were not sent"]
     assert logged[1]["spans"] == 3
+
+
+class CollectorInTrouble(SpanExporter):
+    """A caller sends nonsense while an export is under way."""
+
+    def export(self, _spans):
+        TraceState.from_header(["nonsense of a caller"])
+        logging.getLogger("opentelemetry.exporter.otlp").error("no route to the collector")
+        return SpanExportResult.FAILURE
+
+
+def test_why_spans_are_lost_is_no_word_of_a_caller():
+    with structlog.testing.capture_logs() as logged:
+        tracing = delivered_by(CollectorInTrouble())
+        tracing.below(CONTEXT, "lost", 1.0, {}).end(2.0)
+        tracing.close()
+    assert logged[0]["why"] == "no route to the collector"
 
 
 def test_nobody_waits_for_a_collector_that_does_not_answer(monkeypatch):

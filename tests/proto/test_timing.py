@@ -14,6 +14,7 @@ def test_the_defaults_are_those_of_the_protocol():
         probe_interval_s=0.25,
         unreachable_grace_s=2.0,
         peer_lost_s=8.0,
+        backlog_excuse_s=30.0,
         broker_silent_s=3.0,
         retry_wait_s=3.0,
         repeat_after_s=1.5,

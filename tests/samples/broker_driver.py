@@ -161,7 +161,7 @@ class Driver:
         return refuse
 
     def sent(self) -> list[Any]:
-        return [action for action in self.actions if not isinstance(action, Note)]
+        return [action for action in self.actions if isinstance(action, SendToWorker | SendToFrontend)]
 
     def notes(self) -> list[str]:
         return [action.event for action in self.actions if isinstance(action, Note)]

@@ -5,6 +5,7 @@ from typing import Any
 from samples.wire import CARD, EPOCH, claim, identifier, start, worker_view
 
 from gpu_worker.actions import CancelJob, Exit, KillEngine, RunJob, SendToBroker, StartEngine
+from gpu_worker.brokers import GATHER_S
 from gpu_worker.engine_keeper import Loading
 from gpu_worker.events import (
     DrainRequested,
@@ -224,8 +225,8 @@ class SessionDriver:
         return report
 
     def next_report(self) -> WorkerReport:
-        """With the heartbeat: what a broker hears that knows already what has changed."""
-        self.after(self.session.contacts.of(0).next_report_at - self.now, answered=False)
+        """What is told in a moment, to a broker that knows already what has changed."""
+        self.after(GATHER_S, answered=False)
         return self.report()
 
     def outcome(self) -> Outcome:

@@ -3,6 +3,7 @@
 import pytest
 import zmq
 
+from proto import backlog
 from proto.loop_reader import HANDLED_AT_ONCE, LoopReader
 
 
@@ -28,7 +29,7 @@ async def test_all_that_has_come_is_taken_before_any_of_it_is_handled(pair, unti
     reader = LoopReader(
         ours,
         lambda frames: handled.append(int(frames[1].bytes)),
-        supersedes=lambda frames: b"peer" if frames[0].bytes == b"report" else None,
+        speaker=lambda frames: (b"peer", True) if frames[0].bytes == b"report" else None,
     )
     others = list(range(0, 3 * HANDLED_AT_ONCE, 2))
     await until(lambda: handled == [*others, 3 * HANDLED_AT_ONCE - 1])
@@ -71,3 +72,47 @@ async def test_a_reader_that_is_closed_while_it_handles_stops(pair, until):
     await until(lambda: handled)
     assert reader._look_again is None
     assert handled == [1]
+
+
+async def test_what_is_beyond_the_bound_of_the_backlog_is_read_when_there_is_room(pair, until, monkeypatch):
+    monkeypatch.setattr(backlog, "MAX_MESSAGES", 10)
+    ours, theirs = pair
+    handled = []
+    for n in range(35):
+        theirs.send(b"%d" % n)
+    reader = LoopReader(ours, lambda frames: handled.append(int(frames[0].bytes)))
+    await until(lambda: len(handled) == 35)
+    assert handled == list(range(35))
+    reader.close()
+
+
+async def test_a_sign_that_was_swallowed_while_a_backlog_is_handled_is_made_up_for(pair, until):
+    """As by an answer to the first of many messages, whose last ones get none."""
+    ours, theirs = pair
+    handled = []
+
+    def on_message(frames):
+        handled.append(frames[0].bytes)
+        if len(handled) == 1:
+            theirs.send(b"late")
+            ours.get(zmq.EVENTS)
+            reader.look_soon()
+
+    for _ in range(2 * HANDLED_AT_ONCE):
+        theirs.send(b"")
+    reader = LoopReader(ours, on_message)
+    await until(lambda: handled[-1:] == [b"late"])
+    reader.close()
+
+
+async def test_a_few_large_messages_that_fill_the_backlog_are_not_all_that_has_come(pair, until, monkeypatch):
+    monkeypatch.setattr(backlog, "MAX_BYTES", 30)
+    ours, theirs = pair
+    story = []
+    for _ in range(5):
+        theirs.send(10 * b"x")
+    reader = LoopReader(ours, lambda _: story.append("handled"), on_heard_until=story.append)
+    begun_at = reader._heard_until
+    await until(lambda: story[-1:] == [None])
+    assert story == [begun_at, *3 * ["handled"], *2 * ["handled"], None]
+    reader.close()

@@ -1,6 +1,7 @@
 """The broker on real sockets, with peers that may say anything."""
 
 import asyncio
+import contextlib
 import os
 import sys
 
@@ -195,6 +196,25 @@ async def test_a_draining_broker_says_so_before_it_ends(router, frontend):
     draining = asyncio.create_task(router.drain())
     assert (await frontend.hear(FrontendView)).draining
     await draining
+
+
+async def test_a_draining_broker_stays_for_its_jobs_if_it_may(folder, raw, monkeypatch):
+    monkeypatch.setattr("broker.router.FAREWELL_S", 0.0)
+    with contextlib.closing(Router(settings(folder, is_first=True))) as router:
+        worker, frontend = (raw(zmq.DEALER, f"ipc://{folder}/{role}") for role in ("workers", "frontends"))
+        await worker.say(worker_report())
+        await worker.hear(WorkerView)
+        await frontend.say(submit(seq=1))
+        started = await worker.hear(Start)
+        draining = asyncio.create_task(router.drain(limit_s=60))
+        while not (await frontend.hear(FrontendView)).draining:
+            pass
+        await worker.say(image_outcome(started.execution_id, seq=2))
+        await frontend.hear(Outcome)
+        assert not draining.done()
+        await frontend.say(frontend_report(seq=2))
+        async with asyncio.timeout(15):
+            await draining
 
 
 # --- Endpoints ---------------------------------------------------------------------------------

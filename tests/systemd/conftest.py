@@ -32,7 +32,8 @@ def source(cache, tmp_path_factory) -> Path:
     wheels, kept = folder / "build" / "wheels", cache / "wheels"
     if kept.exists():
         shutil.copytree(kept, wheels)
-    command = ["make", "-C", str(folder), "wheels", f"PYTHON={sys.executable}", WORKER_REQUIREMENTS]
+    wanted = ("wheels", f"PYTHON={sys.executable}", WORKER_REQUIREMENTS, "TRACING=1")
+    command = ["make", "-C", str(folder), *wanted]
     done = subprocess.run(command, capture_output=True, text=True, timeout=WHEELS_LIMIT_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     shutil.rmtree(folder / ".venv")

@@ -7,13 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import pytest
+import waiting
 
 LIMIT_S: Final = 60.0
 """For what must happen, however slow this machine is."""
@@ -42,14 +41,7 @@ T = TypeVar("T")
 
 
 def until(what: str, look: Callable[[], T | None], limit_s: float = LIMIT_S) -> T:
-    """Look again and again until there is something to see, and give it."""
-    pause = threading.Event()
-    give_up_at = time.monotonic() + limit_s
-    while not (found := look()):
-        if time.monotonic() >= give_up_at:
-            pytest.fail(f"not within {limit_s:g} s: {what}")
-        pause.wait(POLL_S)
-    return found
+    return waiting.until(what, look, limit_s, POLL_S)
 
 
 def require_means() -> None:

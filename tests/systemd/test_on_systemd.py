@@ -9,7 +9,7 @@ HOME = "/usr/local/lib/flux-server"
 
 def test_nothing_is_written_beside_destdir(host):
     before = host.run("find", "/etc", "/usr", "/var/lib", "-newer", "/mnt/Makefile", "-name", "*flux*").stdout
-    host.make("install", "DESTDIR=/root/staged", "COMPONENTS=broker", WORKER_REQUIREMENTS)
+    host.make("install", "DESTDIR=/root/staged", "COMPONENTS=broker", "TRACING=1", WORKER_REQUIREMENTS)
     after = host.run("find", "/etc", "/usr", "/var/lib", "-newer", "/mnt/Makefile", "-name", "*flux*").stdout
     assert before == after == ""
     staged = host.path("/root/staged")
@@ -17,6 +17,7 @@ def test_nothing_is_written_beside_destdir(host):
     assert units == {"flux-broker.service", "flux-server.target"}
     shared = {file.name for file in (staged / "usr/local/share/flux-server").glob("*/*")}
     assert shared >= {"flux-server.rules.yml", "flux-server.json"}
+    assert can_trace(f"/root/staged{HOME}", host)
     assert host.run("grep", "-rl", "/root/staged", "/root/staged", check=False).stdout == ""
     host.make("uninstall", "DESTDIR=/root/staged")
     left = host.run("find", "/root/staged", "-type", "f").stdout.split()
@@ -30,6 +31,11 @@ def test_it_installs_and_keeps_settings(installed):
     assert installed.run("stat", "-c", "%a %U", "/etc/flux-server/worker.env").stdout == "640 root\n"
     assert installed.run("stat", "-c", "%a %U", "/etc/flux-server/keys").stdout == "700 root\n"
     assert {installed.state(unit) for unit in UNITS} == {"inactive"}, "nothing is started unasked"
+    assert not can_trace(HOME, installed)
+
+
+def can_trace(home, machine):
+    return any(machine.path(home).glob("lib/python3*/site-packages/opentelemetry"))
 
 
 def test_it_draws_and_says_how_it_does(service):
