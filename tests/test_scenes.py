@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from processes.stack import Client, Drawn, Refusal, Stack, until
+from processes.stack import Client, Drawn, OpenCall, Refusal, Stack, until
 from samples.training_source import import_training
 
 from gpu_worker.engines.offline import prepare_environment
@@ -31,25 +31,35 @@ from training.scorer import Reading, read_single  # noqa: E402
 pytestmark = pytest.mark.timeout(400)
 
 CLIENTS: Final = ("one", "two", "three", "four")
+LEAVER: Final = "five"
 PROMPTS_A_CLIENT: Final = 50
 MISFITS_MAX: Final = 20
 """Of 200 pictures: the model itself takes about one colour in fifty for another one."""
 START_LIMIT_S: Final = 120.0
 QUICK: Final[dict[str, Any]] = {"height": 256, "width": 256, "steps": 4, "guidance": 3.5}
-SLOW: Final[dict[str, Any]] = {"height": 512, "width": 512, "steps": 50, "guidance": 3.5}
-"""Seconds of drawing, to be in the midst of."""
+SLOW: Final[dict[str, Any]] = {"height": 512, "width": 512, "steps": 20, "guidance": 3.5}
+"""A second or two of drawing, to be in the midst of."""
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack(tmp_path_factory.mktemp("stack"), keys=CLIENTS) as running:
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with Stack(tmp_path_factory.mktemp("stack"), keys=(*CLIENTS, LEAVER)) as running:
         running.broker.start()
         for number in (1, 2):
             running.start_worker(f"worker-{number}", engine="embedded", device="cpu")
         running.start_frontend()
-        for worker in running.workers:
-            running.until_state(worker, "ready", START_LIMIT_S)
         yield running
+
+
+@pytest.fixture
+def stack(started: Stack) -> Stack:
+    """Whole, whatever the test before has ended."""
+    for name, worker in started.workers.items():
+        if not worker.is_running:
+            started.start_worker(name)
+    for name in started.workers:
+        started.until_state(name, "ready", START_LIMIT_S)
+    return started
 
 
 def scenes_of(name: str, count: int) -> list[tuple[Scene, str]]:
@@ -83,6 +93,20 @@ def colours_of(it: Scene | Reading) -> tuple[int, int | None]:
     return it.ground, None if thing is None else thing.colour
 
 
+def begun(stack: Stack, prompt: str, **wishes: Any) -> tuple[OpenCall, str, str]:
+    """A call whose job a worker has just begun: the call, the worker, the job."""
+    before = {name: len(worker.events("job started")) for name, worker in stack.workers.items()}
+    call = stack.client().begin(prompt, **wishes)
+
+    def look() -> tuple[str, str] | None:
+        for name, worker in stack.workers.items():
+            if len(events := worker.events("job started")) > before[name]:
+                return name, events[-1]["job_id"]
+        return None
+
+    return call, *until("a worker has begun the job", look)
+
+
 def drawn(client: Client, prompt: str, **wishes: Any) -> Drawn:
     """As a patient client: refused because all workers are busy, it asks again."""
     answers = iter(lambda: client.begin(prompt, **wishes).outcome(), None)
@@ -101,7 +125,7 @@ def test_interleaved_prompts_get_their_own_scenes(stack: Stack) -> None:
     is_over = threading.Event()
 
     def come_and_leave() -> int:
-        client, left = stack.client(CLIENTS[-1]), 0
+        client, left = stack.client(LEAVER), 0
         while not is_over.is_set():
             call = client.begin("a black cross on white", **SLOW)
             is_over.wait(0.1)
@@ -118,7 +142,7 @@ def test_interleaved_prompts_get_their_own_scenes(stack: Stack) -> None:
 
     with ThreadPoolExecutor() as pool:
         leaver = pool.submit(come_and_leave)
-        callers = [pool.submit(drawn_for, key) for key in CLIENTS[:-1]]
+        callers = [pool.submit(drawn_for, key) for key in CLIENTS]
         try:
             pairs = [pair for caller in callers for pair in caller.result()]
         finally:
@@ -134,21 +158,17 @@ def test_interleaved_prompts_get_their_own_scenes(stack: Stack) -> None:
 def test_a_retried_job_gets_the_picture_that_it_would_have_got(stack: Stack) -> None:
     words = "a big blue circle in the middle, yellow background"
     undisturbed = stack.client().draw(words, seed=11, **SLOW)
-    call = stack.client().begin(words, seed=11, **SLOW)
-    busy = stack.until_running(step=2)
-    stack.workers[busy.worker_id].kill()
+    call, worker, job_id = begun(stack, words, seed=11, **SLOW)
+    stack.workers[worker].kill()
     again = call.image()
-    stack.broker.until_event("job completed", job_id=busy.job_id, attempt=2)
+    stack.broker.until_event("job completed", job_id=job_id, attempt=2)
     assert (pixels_of(again) == pixels_of(undisturbed)).all()
     assert names_of(again) == ("yellow", "blue", "circle")
-    stack.start_worker(busy.worker_id)
-    stack.until_state(busy.worker_id, "ready", START_LIMIT_S)
 
 
 def test_a_repeat_after_the_frontend_was_killed_gets_its_own_picture(stack: Stack) -> None:
     words = "a green square on a white ground"
-    lost = stack.client().begin(words, idempotency_key="square", **SLOW)
-    job_id = stack.until_running(step=2).job_id
+    lost, _, job_id = begun(stack, words, idempotency_key="square", **SLOW)
     stack.frontend.kill()
     assert lost.refusal().code is grpc.StatusCode.UNAVAILABLE
     stack.start_frontend()
@@ -161,13 +181,10 @@ def test_a_repeat_after_the_frontend_was_killed_gets_its_own_picture(stack: Stac
 def test_who_comes_after_a_cancelled_job_gets_their_own_picture(stack: Stack) -> None:
     stack.workers["worker-2"].send(signal.SIGTERM)
     stack.workers["worker-2"].ends()
-    call = stack.client().begin("a white star on black", **SLOW)
-    stack.until_running(step=2)
+    call, *_ = begun(stack, "a white star on black", **SLOW)
     call.cancel()
     after = drawn(stack.client(), "a red triangle on a blue background", **(QUICK | {"steps": 8}))
     assert names_of(after) == ("blue", "red", "triangle")
-    stack.start_worker("worker-2")
-    stack.until_state("worker-2", "ready", START_LIMIT_S)
 
 
 def test_the_same_seed_on_two_workers_gives_the_same_scene(stack: Stack) -> None:
@@ -184,7 +201,7 @@ def test_the_crop_keeps_the_centre(stack: Stack) -> None:
     whole = stack.client().draw(words, seed=3, **QUICK)
     part = pixels_of(stack.client().draw(words, seed=3, **(QUICK | {"height": 240, "width": 232})))
     assert part.shape == (240, 232, 3)
-    assert (part == pixels_of(whole)[8:248, 12:244]).all()
+    np.testing.assert_array_equal(part, pixels_of(whole)[8:248, 12:244])
     thing = seen_in(whole).things[0]
     assert thing is not None
     assert thing.cell == 0
