@@ -3,7 +3,6 @@
 The real stack with the embedded model; pictures are read back by the scorer of `training`.
 """
 
-import io
 import random
 import signal
 import threading
@@ -14,19 +13,12 @@ from typing import Any, Final
 import grpc
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import Image
 from processes.stack import Client, Drawn, OpenCall, Refusal, Stack, until
-from samples.training_source import import_training
+from samples.pictures import names_of, pixels_of, seen_in
 
-from gpu_worker.engines.offline import prepare_environment
-
-prepare_environment()
-import_training()
-
-from training.captions import caption  # noqa: E402
-from training.scenes import COLOURS, SHAPES, Scene, draw_scene  # noqa: E402
-from training.scorer import Reading, read_single  # noqa: E402
+from training.captions import caption
+from training.scenes import Scene, draw_scene
+from training.scorer import Reading
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -67,24 +59,6 @@ def scenes_of(name: str, count: int) -> list[tuple[Scene, str]]:
     chance = random.Random(name)
     scenes = [draw_scene(chance, held_out=True) for _ in range(count)]
     return [(scene, caption(scene, chance)) for scene in scenes]
-
-
-def pixels_of(image: Drawn) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(image.image_png), formats=["PNG"]) as opened:
-        return np.asarray(opened.convert("RGB"))
-
-
-def seen_in(image: Drawn) -> Reading:
-    return read_single(pixels_of(image).astype(np.float32) / 255)
-
-
-def names_of(image: Drawn) -> tuple[str, ...]:
-    """Ground, colour and shape."""
-    reading = seen_in(image)
-    thing = reading.things[0]
-    assert thing is not None
-    colours = list(COLOURS)
-    return colours[reading.ground], colours[thing.colour], SHAPES[thing.shape]
 
 
 def colours_of(it: Scene | Reading) -> tuple[int, int | None]:
@@ -136,7 +110,7 @@ def test_interleaved_prompts_get_their_own_scenes(stack: Stack) -> None:
     def drawn_for(key: str) -> list[tuple[Scene, Reading]]:
         client = stack.client(key)
         return [
-            (scene, seen_in(drawn(client, words, **QUICK)))
+            (scene, seen_in(drawn(client, words, **QUICK).image_png))
             for scene, words in scenes_of(key, PROMPTS_A_CLIENT)
         ]
 
@@ -162,8 +136,8 @@ def test_a_retried_job_gets_the_picture_that_it_would_have_got(stack: Stack) -> 
     stack.workers[worker].kill()
     again = call.image()
     stack.broker.until_event("job completed", job_id=job_id, attempt=2)
-    assert (pixels_of(again) == pixels_of(undisturbed)).all()
-    assert names_of(again) == ("yellow", "blue", "circle")
+    assert (pixels_of(again.image_png) == pixels_of(undisturbed.image_png)).all()
+    assert names_of(again.image_png) == ("yellow", "blue", "circle")
 
 
 def test_a_repeat_after_the_frontend_was_killed_gets_its_own_picture(stack: Stack) -> None:
@@ -174,7 +148,7 @@ def test_a_repeat_after_the_frontend_was_killed_gets_its_own_picture(stack: Stac
     stack.start_frontend()
     until("the frontend has found the broker", lambda: stack.get("/readyz")[0] == 200)
     repeat = stack.client().begin(words, idempotency_key="square", **SLOW)
-    assert names_of(repeat.image()) == ("white", "green", "square")
+    assert names_of(repeat.image().image_png) == ("white", "green", "square")
     assert stack.broker.until_event("job completed")["job_id"] == job_id
 
 
@@ -184,7 +158,7 @@ def test_who_comes_after_a_cancelled_job_gets_their_own_picture(stack: Stack) ->
     call, *_ = begun(stack, "a white star on black", **SLOW)
     call.cancel()
     after = drawn(stack.client(), "a red triangle on a blue background", **(QUICK | {"steps": 8}))
-    assert names_of(after) == ("blue", "red", "triangle")
+    assert names_of(after.image_png) == ("blue", "red", "triangle")
 
 
 def test_the_same_seed_on_two_workers_gives_the_same_scene(stack: Stack) -> None:
@@ -192,16 +166,17 @@ def test_the_same_seed_on_two_workers_gives_the_same_scene(stack: Stack) -> None
     images = [stack.client().draw("a purple heart on white", seed=7, **QUICK) for _ in range(4)]
     workers = {event["worker_id"] for event in stack.broker.events("job completed")[-4:]}
     assert workers == {"worker-1", "worker-2"}
-    assert len({pixels_of(image).tobytes() for image in images}) == 1
+    assert len({pixels_of(image.image_png).tobytes() for image in images}) == 1
 
 
 def test_the_crop_keeps_the_centre(stack: Stack) -> None:
     """A size that the model cannot draw is the middle of the next larger one."""
     words = "a red circle at the top left, white background"
     whole = stack.client().draw(words, seed=3, **QUICK)
-    part = pixels_of(stack.client().draw(words, seed=3, **(QUICK | {"height": 240, "width": 232})))
-    assert part.shape == (240, 232, 3)
-    np.testing.assert_array_equal(part, pixels_of(whole)[8:248, 12:244])
-    thing = seen_in(whole).things[0]
+    part = stack.client().draw(words, seed=3, **(QUICK | {"height": 240, "width": 232}))
+    pixels = pixels_of(part.image_png)
+    assert pixels.shape == (240, 232, 3)
+    np.testing.assert_array_equal(pixels, pixels_of(whole.image_png)[8:248, 12:244])
+    thing = seen_in(whole.image_png).things[0]
     assert thing is not None
     assert thing.cell == 0
