@@ -73,7 +73,7 @@ class Demo:
     async def _draw(self, stack: Stack, workers: list[WorkerProgress]) -> int:
         for warning in sorted({worker.warning for worker in workers if worker.warning}):
             self._console.tell(f"note: {warning}")
-        side = EMBEDDED_SIDE if any(worker.warning for worker in workers) else FLUX_SIDE
+        side = EMBEDDED_SIDE if any(worker.engine == "embedded" for worker in workers) else FLUX_SIDE
         self._console.tell(f'drawing "{PROMPT}"')
         started_at = time.monotonic()
         try:
