@@ -98,9 +98,11 @@ class Broker:
     def _pardon_silence(self, now: float) -> None:
         """While the broker itself stood still it could hear nobody: that is no peer's silence."""
         due_at = self._next_round_at
-        if due_at is not None and now - due_at > self.state.timing.probe_interval_s:
-            self.state.note("broker stood still", "warning", for_s=round(now - due_at, 3))
-            self.state.pardon(now - due_at)
+        timing = self.state.timing
+        if due_at is not None and (late_s := now - due_at) > timing.probe_interval_s:
+            if late_s >= timing.heartbeat_interval_s:  # Less is nothing that an operator could act on.
+                self.state.note("broker stood still", "warning", for_s=round(late_s, 3))
+            self.state.pardon(late_s)
 
     def _fall_behind(self, heard_until: float | None, now: float) -> None:
         """What waits to be told is no silence of those who have sent it."""
