@@ -274,7 +274,7 @@ def test_the_metrics_tell_the_truth(grpc_server: Stack, client1: Client) -> None
     row = grpc_server.until_state("worker-1", "ready")
     assert (row.engine, row.device) == ("embedded", "cpu")
     assert row.model
-    assert "untrained" in row.warning, "nobody is to take it for the real model"
+    assert "simple shapes" in row.warning, "nobody is to take it for the real model"
     before = client1.metrics()
     client1.draw(height=16, width=16)
     client1.begin(height=0).refusal()
