@@ -32,7 +32,7 @@ class Muon(torch.optim.Optimizer):  # type: ignore[misc]
     def __init__(self, parameters: Iterable[Any], lr: float) -> None:
         super().__init__(parameters, {"lr": lr})
 
-    @torch.no_grad()  # type: ignore[misc]
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, _closure: Callable[[], float] | None = None) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -63,7 +63,8 @@ def orthogonal(matrix: Any) -> Any:
 
 def optimizers_for(module: nn.Module, recipe: StageRecipe) -> list[Any]:
     """One or two, with each parameter in one of them."""
-    matrices, others = [], []
+    matrices: list[Any] = []
+    others: list[Any] = []
     for name, parameter in module.named_parameters():
         is_matrix = recipe.muon and parameter.ndim == 2 and "blocks." in name
         (matrices if is_matrix else others).append(parameter)

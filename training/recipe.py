@@ -43,8 +43,8 @@ PROFILES: Final[dict[ProfileName, Profile]] = {
     "cpu": {
         "autoencoder": StageRecipe(steps=6000, batch=32, rate=2e-3),
         "text": StageRecipe(steps=2500, batch=64, rate=3e-3),
-        "flow": StageRecipe(steps=8000, batch=32, rate=2e-3, warm_up=200, decay=0.4, muon=True),
-        "guidance": StageRecipe(steps=400, batch=32, rate=3e-4, average=0.99, muon=True),
+        "flow": StageRecipe(steps=9600, batch=32, rate=2e-3, warm_up=200, decay=0.4, muon=True),
+        "guidance": StageRecipe(steps=300, batch=32, rate=3e-4, average=0.99, muon=True),
         "decoder": StageRecipe(steps=1200, batch=16, rate=5e-4),
     },
     # A data centre's GPU for a quarter of an hour. Not tried yet.
