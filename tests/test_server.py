@@ -239,7 +239,7 @@ def test_the_sample_client_runs_unchanged(grpc_server: Stack, tmp_path: Path) ->
         timeout=START_LIMIT_S,
     )
     assert ended.returncode == 0, ended.stderr
-    assert size_of((tmp_path / "output.png").read_bytes()) == (512, 512)
+    assert size_of((tmp_path / "output.png").read_bytes()) == (256, 256)
     assert ended.stdout.startswith("output.png: seed ")
 
 

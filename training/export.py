@@ -62,6 +62,8 @@ def write_model(
         raise ValueError(
             f"{unfinished}: the weights have {size} bytes, at most {SIZE_MAX_BYTES} may be shipped"
         )
+    for file in unfinished.rglob("*.safetensors"):
+        file.chmod(0o644)  # The library makes them for their owner alone.
     write_manifest(unfinished, Manifest(source=_SOURCE, revision=revision, files=folder_entries(unfinished)))
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)

@@ -84,8 +84,17 @@ def states_of(optimizers: Iterable[Any], module: nn.Module) -> Tensors:
 
 
 def load_states(optimizers: Iterable[Any], module: nn.Module, tensors: Tensors) -> None:
-    """What `states_of` gave."""
+    """What `states_of` gave. Raises `ValueError` if it was of other optimizers, or of none."""
     parameters = dict(module.named_parameters())
+    keys = {
+        f"{key}.{name}"
+        for optimizer in optimizers
+        for name, parameter in parameters.items()
+        if any(parameter is one for group in optimizer.param_groups for one in group["params"])
+        for key in (("momentum",) if isinstance(optimizer, Muon) else ("exp_avg", "exp_avg_sq", "step"))
+    }
+    if keys != set(tensors):
+        raise ValueError(f"states of other optimizers: {sorted(keys ^ set(tensors))[:3]}, …")
     for optimizer in optimizers:
         own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         for full_name, value in tensors.items():

@@ -153,11 +153,14 @@ def clip_config(sizes: Sizes) -> CLIPTextConfig:
         num_attention_heads=max(1, sizes.clip_width // 64),
         projection_dim=sizes.clip_width,
         max_position_embeddings=77,
-        # Of the embedded model's tokenizer: 256 symbols, the same at the end of a word, start and end.
-        bos_token_id=512,
-        eos_token_id=513,
-        pad_token_id=513,
+        # The pooled state is that of the tokenizer's last symbol, and the tokenizer is the embedded model's.
+        **_embedded_clip_ids(),
     )
+
+
+def _embedded_clip_ids() -> dict[str, int]:
+    config = json.loads((EMBEDDED_FOLDER / "text_encoder" / "config.json").read_bytes())
+    return {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
 def t5_config(sizes: Sizes) -> T5Config:

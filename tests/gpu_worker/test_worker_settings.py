@@ -16,16 +16,15 @@ from proto.exit_status import EXIT_BAD_CONFIGURATION
 
 
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def load(*arguments: str) -> WorkerSettings:
     return load_settings(WorkerSettings, arguments, "gpu_worker")
 
 
-def test_defaults(tmp_path: Path) -> None:
+def test_defaults() -> None:
     settings = load()
     assert settings.broker_endpoints == ("tcp://127.0.0.1:5561",)
     assert settings.worker_id.startswith(f"{socket.gethostname()}-")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxPipeline
+from samples.pictures import names_seen
 
 from gpu_worker.digests import check_digests
 from gpu_worker.engine_child import make_engine
@@ -61,3 +62,17 @@ def test_it_is_a_flux_model_like_any_other(embedded_folder: Path) -> None:
     assert pipeline.vae_scale_factor == 16
     picture = pipeline("a cat", height=64, width=32, num_inference_steps=2, max_sequence_length=32).images[0]
     assert picture.size == (32, 64)
+
+
+def test_it_draws_what_it_is_asked(engine: Engine) -> None:
+    assert names_seen(draw(engine, "a yellow star on a blue background")) == ("blue", "yellow", "star")
+    assert names_seen(draw(engine, "a red circle, white background")) == ("white", "red", "circle")
+
+
+def test_an_unknown_word_does_no_harm(engine: Engine) -> None:
+    assert names_seen(draw(engine, "a grumpy yellow star on a blue background")) == ("blue", "yellow", "star")
+
+
+def test_guidance_matters(engine: Engine) -> None:
+    words = "a yellow star on a blue background"
+    assert (draw(engine, words, guidance=1.0) != draw(engine, words, guidance=5.0)).any()

@@ -16,7 +16,7 @@ async def run_demo(folder: Path, *arguments: str) -> tuple[int, str]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "deploy.demo", *arguments),
         cwd=folder,
-        env={**inherited, "TMPDIR": str(folder), "XDG_CACHE_HOME": str(folder / "cache")},
+        env={**inherited, "TMPDIR": str(folder)},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

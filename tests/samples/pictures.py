@@ -21,14 +21,23 @@ def pixels_of(png: bytes) -> NDArray[np.uint8]:
 
 def seen_in(png: bytes) -> Reading:
     """As a picture of one thing."""
-    return read_single(pixels_of(png).astype(np.float32) / 255)
+    return read_single(_floats(pixels_of(png)))
 
 
 def names_of(png: bytes) -> tuple[str, str, str]:
     """Of the ground's colour, the thing's, and its shape."""
-    reading = seen_in(png)
+    return names_seen(pixels_of(png))
+
+
+def names_seen(pixels: NDArray[np.uint8]) -> tuple[str, str, str]:
+    """The same, of a picture of shape (height, width, 3)."""
+    reading = read_single(_floats(pixels))
     thing = reading.things[0]
     assert thing is not None, "there is nothing in the picture"
     assert thing.shape >= 0, "its shape is none that is known"
     colours = list(COLOURS)
     return colours[reading.ground], colours[thing.colour], SHAPES[thing.shape]
+
+
+def _floats(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return pixels.astype(np.float32) / 255
