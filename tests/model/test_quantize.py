@@ -53,7 +53,6 @@ def test_a_picture_from_four_bits_is_close_to_the_plain_one(
         return float(np.abs(other - plain).mean())
 
     quantized = distance(drawn(quantized_folder))
-    # Measured: @ levels of 255, to @.
     assert 0 < quantized < 0.2 * distance(drawn(quantized_folder, prompt="a blue star on yellow"))
 
 
