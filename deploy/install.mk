@@ -60,7 +60,7 @@ $(WHEELS)/.of-%: $$(REQUIREMENTS_$$*) | $(VENV)/.made
 	@touch $@
 
 $(WHEELS)/.own: pyproject.toml $(wildcard $(foreach package,proto broker frontend gpu_worker deploy,$(package)/*.py \
-    $(package)/*/*.py)) | $(VENV)/.made
+    $(package)/*/*.py)) $(wildcard gpu_worker/embedded_model/* gpu_worker/embedded_model/*/*) | $(VENV)/.made
 	@rm -f $(WHEELS)/flux_server-*.whl
 	@$(VENV)/bin/python -m pip wheel --no-input -qq --wheel-dir $(WHEELS) --no-deps .
 	@touch $@

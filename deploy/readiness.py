@@ -24,6 +24,7 @@ class WorkerProgress(BaseModel):
     phase: str
     percent: int
     model: str
+    engine: str
     device: str
     warning: str
 

@@ -24,8 +24,9 @@ else:
 
 with opened as channel:
     stub = image_gen_pb2_grpc.ImageGenStub(channel)
+    prompt = "a small yellow star at the top left, blue background"  # the embedded model knows nothing else
     request = image_gen_pb2.GenerateRequest(
-        prompt="a futuristic cityscape", height=512, width=512, num_inference_steps=15, guidance_scale=7.5
+        prompt=prompt, height=256, width=256, num_inference_steps=8, guidance_scale=3.5
     )
     try:
         response = stub.Generate(request, metadata=[("api-key", api_key)])

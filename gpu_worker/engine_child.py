@@ -12,7 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Final, assert_never
 
 import structlog
@@ -47,7 +49,14 @@ from gpu_worker.events import (
     EngineProgress,
     EngineReady,
 )
-from gpu_worker.model_store import Embedded, EngineChoice, Fake, FluxFolder, check_flux_folder
+from gpu_worker.model_store import (
+    EMBEDDED_FOLDER,
+    Embedded,
+    EngineChoice,
+    Fake,
+    FluxFolder,
+    check_flux_folder,
+)
 from gpu_worker.parent_death import live_no_longer_than
 from gpu_worker.png_thread import DrawnImage, PngThread
 from gpu_worker.preload_request import PRELOAD_MODULE
@@ -329,32 +338,30 @@ def make_engine(choice: EngineChoice, options: EngineOptions) -> Engine:
                 gate=choice.gate,
                 png_bytes=choice.png_bytes,
             )
-        case FluxFolder(path=path):
-            # Before the imports, which take many seconds.
-            check_flux_folder(path)
-            prepare_environment(options.cuda_visible_devices)
-            from gpu_worker.engines.flux import FluxEngine  # noqa: PLC0415
-
-            return FluxEngine(
-                path,
-                device=options.device,
-                device_asked_for=options.device_asked_for,
-                threads=options.threads,
-                memory_plan=options.memory_plan,
-                prompt_cache_bytes_max=options.prompt_cache_bytes_max,
-            )
-        case Embedded(cache_dir=cache_dir, warning=warning):
-            prepare_environment(options.cuda_visible_devices)
-            from gpu_worker.engines.embedded import EmbeddedEngine  # noqa: PLC0415
-
-            return EmbeddedEngine(
-                cache_dir,
-                warning=warning,
-                device=options.device,
-                device_asked_for=options.device_asked_for,
-                threads=options.threads,
-                memory_plan=options.memory_plan,
-                prompt_cache_bytes_max=options.prompt_cache_bytes_max,
-            )
+        case FluxFolder(path=folder):
+            return _flux_engine(folder, options)
+        case Embedded(warning=warning):
+            # So small a model is faster on one thread, and its bytes depend on their number.
+            alone = replace(options, threads=options.threads or 1)
+            return _flux_engine(EMBEDDED_FOLDER, alone, engine="embedded", warning=warning)
         case _:
             assert_never(choice)
+
+
+def _flux_engine(
+    folder: Path, options: EngineOptions, *, engine: str = "flux", warning: str | None = None
+) -> Engine:
+    check_flux_folder(folder)  # Before the imports, which take many seconds.
+    prepare_environment(options.cuda_visible_devices)
+    from gpu_worker.engines.flux import FluxEngine  # noqa: PLC0415
+
+    return FluxEngine(
+        folder,
+        device=options.device,
+        device_asked_for=options.device_asked_for,
+        threads=options.threads,
+        memory_plan=options.memory_plan,
+        prompt_cache_bytes_max=options.prompt_cache_bytes_max,
+        engine=engine,
+        warning=warning,
+    )

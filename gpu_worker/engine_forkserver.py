@@ -29,13 +29,10 @@ def preload_modules(choice: EngineChoice) -> tuple[str, ...]:
     match choice:
         case Fake():
             return ("gpu_worker.engine_child", "gpu_worker.engines.fake")
-        case FluxFolder():
-            engine = "gpu_worker.engines.flux"
-        case Embedded():
-            engine = "gpu_worker.engines.embedded"
+        case FluxFolder() | Embedded():
+            return ("torch", "gpu_worker.engine_child", "gpu_worker.engines.flux")
         case _:
             assert_never(choice)
-    return ("torch", "gpu_worker.engine_child", engine)
 
 
 _handles: Final[list[ProcessHandle]] = []

@@ -38,7 +38,9 @@ _QUANTIZED_HERE: Final = (
     "bf16, fp16 or fp32 is expected, or 4-bit weights that `python -m gpu_worker quantize` makes of them;"
     " HighCWu/FLUX.1-dev-4bit, which mixes NF4 and HQQ, cannot be read"
 )
-_ABSTRACT: Final = "embedded model: tiny and untrained, it draws abstract patterns"
+EMBEDDED_FOLDER: Final = Path(__file__).with_name("embedded_model")
+"""Comes with the worker; its README.md says what it draws, and how well."""
+_SMALL: Final = 'embedded model: it draws simple shapes, like "a red heart at the top left"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +52,8 @@ class FluxFolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedded:
-    """The small model that the worker builds itself, kept in `cache_dir`."""
+    """The small model that comes with the worker."""
 
-    cache_dir: Path
     warning: str
 
 
@@ -70,7 +71,7 @@ class Fake:
 EngineChoice = FluxFolder | Embedded | Fake
 
 
-def choose_engine(engine: EngineName, *, model_dir: Path, cache_dir: Path, fake: Fake) -> EngineChoice:
+def choose_engine(engine: EngineName, *, model_dir: Path, fake: Fake) -> EngineChoice:
     """The engine that these settings mean.
 
     Raises:
@@ -80,25 +81,23 @@ def choose_engine(engine: EngineName, *, model_dir: Path, cache_dir: Path, fake:
         case "fake":
             return fake
         case "embedded":
-            return Embedded(cache_dir=cache_dir, warning=_ABSTRACT)
+            return Embedded(warning=_SMALL)
         case "flux":
             check_flux_folder(model_dir)
             return FluxFolder(path=model_dir.absolute())
         case "auto":
-            return _choose_for(model_dir, cache_dir)
+            return _choose_for(model_dir)
         case _:
             assert_never(engine)
 
 
-def _choose_for(model_dir: Path, cache_dir: Path) -> EngineChoice:
+def _choose_for(model_dir: Path) -> EngineChoice:
     index = model_dir / "model_index.json"
     if _is_unfinished(model_dir) or (index.is_file() and _read_object(index).get("_class_name") == _PIPELINE):
         # A FLUX folder that is incomplete is an accident: worth an error, not a silent other model.
         check_flux_folder(model_dir)
         return FluxFolder(path=model_dir.absolute())
-    return Embedded(
-        cache_dir=cache_dir, warning=f"{_ABSTRACT}, as there is no FLUX model in {model_dir.absolute()}"
-    )
+    return Embedded(warning=f"{_SMALL}; there is no FLUX model in {model_dir.absolute()}")
 
 
 def check_flux_folder(folder: Path) -> None:

@@ -1,10 +1,7 @@
 """A worker's settings."""
 
-import os
-import pwd
 import re
 import socket
-import tempfile
 from pathlib import Path
 from typing import Annotated, Final, Self
 
@@ -15,9 +12,8 @@ from gpu_worker.engine_pipe import EngineOptions
 from gpu_worker.folder_setting import NamedFolder
 from gpu_worker.limits import SessionLimits
 from gpu_worker.memory_plan import MemoryPlan, PlanName
-from gpu_worker.model_store import Embedded, EngineChoice, EngineName, Fake, choose_engine
+from gpu_worker.model_store import EngineChoice, EngineName, Fake, choose_engine
 from gpu_worker.own_gpu import OwnGpu, own_gpu
-from gpu_worker.private_folder import claim_private_folder
 from gpu_worker.readings import device_label
 from proto.endpoints import BrokerEndpoints
 from proto.messages import MAX_IMAGE_BYTES
@@ -42,29 +38,6 @@ def _worker_id(value: str) -> str:
     return value
 
 
-def user_cache_folder() -> Path:
-    for folder in (Path(os.environ.get("XDG_CACHE_HOME", "")), _home() / ".cache"):
-        if folder.is_absolute():
-            return folder / "flux-server"
-    return temporary_cache_folder()
-
-
-def temporary_cache_folder() -> Path:
-    """For a user without a home; others can be faster in making it."""
-    return Path(tempfile.gettempdir()) / f"flux-server-{os.geteuid()}"
-
-
-def _home() -> Path:
-    """That of the environment, otherwise of the system's list of users; not absolute if there is none."""
-    home = os.environ.get("HOME", "")
-    if home:
-        return Path(home)
-    try:
-        return Path(pwd.getpwuid(os.geteuid()).pw_dir)
-    except KeyError:
-        return Path()
-
-
 class WorkerSettings(PeerSettings):
     """A GPU worker: one engine, one job at a time.
 
@@ -85,14 +58,11 @@ class WorkerSettings(PeerSettings):
     )
     engine: EngineName = Field(
         "auto",
-        description="flux: the model in the model folder; embedded: a tiny untrained model for any machine;"
-        " fake: no model, for tests; auto: flux if the folder holds one or is set, otherwise embedded",
+        description="flux: the model in the model folder; embedded: a small one that draws shapes, for any"
+        " machine; fake: no model, for tests; auto: flux if the folder has one or is set, otherwise embedded",
     )
     model_dir: NamedFolder = Field(
         Path("hub/FLUX.1-dev"), description="folder with a FLUX model in diffusers' layout, for flux and auto"
-    )
-    cache_dir: NamedFolder = Field(
-        default_factory=user_cache_folder, description="folder in which the embedded model is kept"
     )
     device: Annotated[str, AfterValidator(_device)] = Field(
         "auto", description="auto (the first GPU, otherwise the CPU), cpu, cuda, cuda:N or N, or a GPU's UUID"
@@ -209,7 +179,7 @@ class WorkerSettings(PeerSettings):
         return self
 
     def engine_choice(self) -> EngineChoice:
-        """The engine that is meant. Raises `ModelUnusable`: the model or cache folder cannot be used."""
+        """The engine that is meant. Raises `ModelUnusable`: the model folder cannot be used."""
         engine: EngineName = self.engine
         if engine == "auto" and "model_dir" in self.model_fields_set:
             engine = "flux"  # Whoever names a folder does not want another model without a word.
@@ -220,10 +190,7 @@ class WorkerSettings(PeerSettings):
             gate=self.fake_gate,
             png_bytes=self.fake_png_bytes,
         )
-        choice = choose_engine(engine, model_dir=self.model_dir, cache_dir=self.cache_dir, fake=fake)
-        if isinstance(choice, Embedded) and choice.cache_dir == temporary_cache_folder():
-            claim_private_folder(choice.cache_dir)
-        return choice
+        return choose_engine(engine, model_dir=self.model_dir, fake=fake)
 
     @property
     def own_gpu(self) -> OwnGpu:

@@ -1,6 +1,6 @@
 """The contract, kept by the real stack: processes, sockets, gRPC, and a FLUX pipeline that draws.
 
-The model is the embedded one, built by the worker itself.
+The model is the embedded one.
 """
 
 import io
@@ -22,7 +22,7 @@ from processes.stack import LIMIT_S, Client, Stack, until
 pytestmark = pytest.mark.timeout(180)
 
 START_LIMIT_S = 120.0
-"""For importing torch, and for building the model."""
+"""For importing torch."""
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SAMPLE_CLIENT = Path(__file__).parents[1] / "examples" / "generate.py"
 
@@ -32,9 +32,7 @@ def grpc_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Broker, worker and frontend as subprocesses; the keys are client1 and client2."""
     with Stack(tmp_path_factory.mktemp("stack")) as stack:
         stack.broker.start()
-        stack.start_worker(
-            "worker-1", engine="embedded", cache_dir=tmp_path_factory.mktemp("cache"), device="cpu"
-        )
+        stack.start_worker("worker-1", engine="embedded", device="cpu")
         stack.start_frontend()
         until("the service is ready", lambda: stack.get("/readyz")[0] == 200, START_LIMIT_S)
         yield stack
@@ -241,7 +239,7 @@ def test_the_sample_client_runs_unchanged(grpc_server: Stack, tmp_path: Path) ->
         timeout=START_LIMIT_S,
     )
     assert ended.returncode == 0, ended.stderr
-    assert size_of((tmp_path / "output.png").read_bytes()) == (512, 512)
+    assert size_of((tmp_path / "output.png").read_bytes()) == (256, 256)
     assert ended.stdout.startswith("output.png: seed ")
 
 
@@ -276,7 +274,7 @@ def test_the_metrics_tell_the_truth(grpc_server: Stack, client1: Client) -> None
     row = grpc_server.until_state("worker-1", "ready")
     assert (row.engine, row.device) == ("embedded", "cpu")
     assert row.model
-    assert "untrained" in row.warning, "nobody is to take it for the real model"
+    assert "simple shapes" in row.warning, "nobody is to take it for the real model"
     before = client1.metrics()
     client1.draw(height=16, width=16)
     client1.begin(height=0).refusal()

@@ -1,4 +1,4 @@
-"""A stage's state on disk: weights, their average, AdamW's moments, the step. Written whole or not at all.
+"""A stage's state on disk: weights, their average, the optimizers' states, the step. Written whole.
 
 There is no generator's state in it: all that is random follows from the seed and the number of the step.
 """

@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 import torch
 
 from training import checkpoint
+from training.optimizers import load_states, optimizers_for, states_of
 from training.recipe import StageName, StageRecipe
 
 Losses = dict[str, Any]
@@ -46,9 +47,7 @@ class Course:
         self._device = device
         self._say = say
         self._module = stage.trained
-        self._optimizer = torch.optim.AdamW(
-            self._module.parameters(), lr=stage.recipe.rate, betas=(0.9, 0.98), weight_decay=1e-3
-        )
+        self._optimizers = optimizers_for(self._module, stage.recipe)
         self._step = 0
         self._average = {
             name: tensor.detach().clone() for name, tensor in checkpoint.state_of(self._module).items()
@@ -81,14 +80,16 @@ class Course:
 
     def _take_step(self) -> None:
         recipe = self._stage.recipe
-        for group in self._optimizer.param_groups:
-            group["lr"] = recipe.rate_at(self._step)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate_at(self._step)
         with torch.autocast(self._device, torch.bfloat16, enabled=self._device != "cpu"):
             losses = self._stage.losses(self._step)
-        self._optimizer.zero_grad(set_to_none=True)
+        self._module.zero_grad(set_to_none=True)
         losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(self._module.parameters(), _GRADIENT_MAX)
-        self._optimizer.step()
+        for optimizer in self._optimizers:
+            optimizer.step()
         self._blend(recipe.average_at(self._step))
         self._step += 1
         self._note(losses)
@@ -127,9 +128,8 @@ class Course:
     def _save(self) -> None:
         tensors = {f"model.{name}": tensor for name, tensor in checkpoint.state_of(self._module).items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self._average.items()}
-        for name, parameter in self._module.named_parameters():
-            if state := self._optimizer.state.get(parameter):
-                tensors[f"first.{name}"], tensors[f"second.{name}"] = state["exp_avg"], state["exp_avg_sq"]
+        states = states_of(self._optimizers, self._module)
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in states.items()}
         tensors |= {f"sum.{name}": torch.as_tensor(value) for name, value in self._sums.items()}
         file = checkpoint_file(self._folder, self._stage.name)
         checkpoint.write(file, checkpoint.Checkpoint(self._step, self._seed, tensors))
@@ -141,14 +141,7 @@ class Course:
             name: tensor.to(self._device)
             for name, tensor in checkpoint.part(found.tensors, "average").items()
         }
-        first, second = (checkpoint.part(found.tensors, name) for name in ("first", "second"))
-        for name, parameter in self._module.named_parameters():
-            if name in first:
-                self._optimizer.state[parameter] = {
-                    "step": torch.tensor(float(found.step)),
-                    "exp_avg": first[name].to(self._device),
-                    "exp_avg_sq": second[name].to(self._device),
-                }
+        load_states(self._optimizers, self._module, checkpoint.part(found.tensors, "optimizer"))
         self._sums = {
             name: value.to(self._device) for name, value in checkpoint.part(found.tensors, "sum").items()
         }

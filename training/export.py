@@ -1,6 +1,8 @@
 """The trained parts as a folder that `FluxPipeline.from_pretrained` loads, with a manifest and a card."""
 
+import hashlib
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,14 +10,14 @@ import torch
 from diffusers import FluxPipeline
 
 from gpu_worker.digests import folder_entries
-from gpu_worker.manifest import Manifest, write_manifest
+from gpu_worker.manifest import FileEntry, Manifest, write_manifest
 from training.checkpoint import load_state
 from training.geometry import make_scheduler
 from training.latents import Latents
 from training.text import TextEncoders
 
 SIZE_MAX_BYTES: Final = 12_000_000
-_SOURCE: Final = "embedded-flux-scenes"
+_SOURCE: Final = "embedded-flux"
 _CARD: Final = Path(__file__).with_name("model_card.md")
 
 
@@ -26,10 +28,12 @@ def write_model(
     decoder: Any,
     text: TextEncoders,
     transformer: Any,
-    revision: str,
-    report: str,
+    recipe: str,
+    report: Callable[[str], str],
 ) -> int:
-    """Replaces the folder, in bf16. The weights' size in bytes. `report` is Markdown for the card.
+    """Replaces the folder, in bf16. The weights' size in bytes.
+
+    The revision is `recipe` and a part of the weights' digest; `report` makes Markdown for the card of it.
 
     Raises:
         OSError: it cannot be written.
@@ -50,13 +54,25 @@ def write_model(
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     pipeline.save_pretrained(unfinished, safe_serialization=True)
-    (unfinished / "README.md").write_text(_CARD.read_text(encoding="utf-8") + report, encoding="utf-8")
+    revision = f"{recipe}-{_weights_digest(folder_entries(unfinished))[:8]}"
+    card = _CARD.read_text(encoding="utf-8") + report(revision)
+    (unfinished / "README.md").write_text(card, encoding="utf-8")
     size = sum(file.stat().st_size for file in unfinished.rglob("*.safetensors"))
     if size > SIZE_MAX_BYTES:
         raise ValueError(
             f"{unfinished}: the weights have {size} bytes, at most {SIZE_MAX_BYTES} may be shipped"
         )
+    for file in unfinished.rglob("*.safetensors"):
+        file.chmod(0o644)  # The library makes them for their owner alone.
     write_manifest(unfinished, Manifest(source=_SOURCE, revision=revision, files=folder_entries(unfinished)))
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
     return size
+
+
+def _weights_digest(files: Mapping[str, FileEntry]) -> str:
+    found = hashlib.sha256()
+    for name, entry in sorted(files.items()):
+        if name.endswith(".safetensors"):
+            found.update(f"{name} {entry.sha256}\n".encode())
+    return found.hexdigest()

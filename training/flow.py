@@ -32,13 +32,10 @@ _USES: Final = 8
 """Of each scene in its shard."""
 _PAIRS: Final = 0.2
 _NO_CAPTION: Final = 0.1
-_OTHER_SIZES_FROM: Final = 0.6
-"""Of the steps: until then all pictures have the size that the model is to be good at."""
 _OTHER_SIZES: Final = (
     (128, 128), (192, 192), (320, 320), (384, 384), (512, 512), (192, 256), (256, 192), (192, 320),
     (320, 192), (256, 384), (384, 256), (128, 256), (256, 128), (384, 512), (512, 384),
 )  # fmt: skip
-_OTHER_SIZES_PART: Final = 0.4
 _MEASURED: Final = 64
 _MEASURED_STEPS: Final = 8
 
@@ -100,7 +97,7 @@ class SceneLatents:
         self._turn_to(step // _SHARD_STEPS)
         numbers = chance.numbers(self._seed, self._name, step)
         draw = chance.tensors(self._seed, self._name, "noise", step)
-        others = len(self._groups) > 1 and numbers.random() < _OTHER_SIZES_PART
+        others = len(self._groups) > 1 and numbers.random() < self._recipe.other_sizes
         group = numbers.choice(self._groups[1:]) if others else self._groups[0]
         tokens = group.height * group.width // PATCH**2
         count = max(1, self._recipe.batch * (SIDE // PATCH) ** 2 // tokens)
@@ -124,7 +121,7 @@ class SceneLatents:
         numbers = chance.numbers(self._seed, self._name, "shard", shard)
         count = max(1, self._recipe.batch * _SHARD_STEPS // _USES)
         sizes = [(SIDE, SIDE, count)]
-        if shard * _SHARD_STEPS >= _OTHER_SIZES_FROM * self._recipe.steps:
+        if self._recipe.other_sizes:
             for height, width in numbers.sample(_OTHER_SIZES, 2):
                 sizes.append((height, width, max(1, count // 3 * SIDE**2 // (height * width))))
         self._groups = [

@@ -4,7 +4,7 @@ The teacher is the finished flow, which stands still; the guidance that a caller
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -17,6 +17,10 @@ from training.geometry import make_transformer
 from training.latents import Latents
 from training.recipe import StageName, StageRecipe
 from training.text import TextEncoders
+
+_STRENGTH: Final = 0.2
+"""Of what a caller asks for beyond 1. With the whole of it colours went over into their neighbours: 90 % of
+300 were right at guidance 3.5, 99 % without any."""
 
 
 class GuidanceStage:
@@ -65,4 +69,4 @@ class GuidanceStage:
             )
             asked = velocity(self._teacher, batch, batch.noisy, guidance).float()
             idle = velocity(self._teacher, without, batch.noisy, guidance).float()
-            return idle + guidance[:, None, None] * (asked - idle)
+            return asked + _STRENGTH * (guidance[:, None, None] - 1) * (asked - idle)

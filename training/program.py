@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, assert_never
 
 import torch
 
 from gpu_worker.engines.devices import choose_device
+from gpu_worker.manifest import read_manifest
 from training.autoencoder import AutoencoderStage
 from training.checkpoint import load_state, state_of
 from training.course import Course, Stage, result_file, steps_done, weights_of
@@ -28,6 +30,8 @@ from training.settings import TrainingSettings
 from training.text import TextEncoders, TextStage, encoder_weights
 
 _MODEL: Final = "model"
+_EVALUATIONS: Final = "evaluations.jsonl"
+_PROPERTIES: Final = ("ground", "colour", "position", "shape", "size", "all")
 
 
 class MissingStage(Exception):
@@ -141,15 +145,14 @@ class Program:
         drawn_by: StageName = "flow" if weights_of(self._folder, "guidance") is None else "guidance"
         load_state(transformer, weights_of(self._folder, drawn_by) or self._begun("flow"))
         decoder = weights_of(self._folder, "decoder") or state_of(latents.vae.decoder)
-        revision = f"{self._settings.profile}-{self._settings.seed}"
         size = write_model(
             self._folder / _MODEL,
             latents=latents,
             decoder=decoder,
             text=self._text(),
             transformer=transformer,
-            revision=revision,
-            report=_report(self._folder, self._settings.profile, self._settings.seed),
+            recipe=f"{self._settings.profile}-{self._settings.seed}",
+            report=partial(report_for_card, self._folder, self._settings.profile, self._settings.seed),
         )
         self._say(f"{self._folder / _MODEL}: {size} bytes of weights")
         return True
@@ -169,13 +172,16 @@ class Program:
             sheet=self._folder / "sheet.png",
             say=self._say,
         )
+        manifest = read_manifest(folder)
         result = {
             "model": str(folder),
+            "revision": "" if manifest is None else manifest.revision,
+            "bits": 16 if manifest is None or manifest.quantization is None else manifest.quantization.bits,
             "trial": asdict(trial),
             "scores": found,
             "scorer_on_truth": truth(trial),
         }
-        with (self._folder / "evaluations.jsonl").open("a", encoding="utf-8") as stream:
+        with (self._folder / _EVALUATIONS).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(result) + "\n")
         self._say(json.dumps(result, indent=1))
         return True
@@ -184,8 +190,8 @@ class Program:
         print(f"{time.monotonic() - self._started:8.0f} s  {text}", flush=True)
 
 
-def _report(folder: Path, profile: ProfileName, seed: int) -> str:
-    """For the model card: the steps that each stage has seen, not how good it is: that is measured later."""
+def report_for_card(folder: Path, profile: ProfileName, seed: int, revision: str) -> str:
+    """For the model card: the steps that each stage has seen, and what was measured of these weights."""
     lines = [
         "",
         "## Training",
@@ -194,8 +200,34 @@ def _report(folder: Path, profile: ProfileName, seed: int) -> str:
         "",
         "| stage | steps |",
         "|---|---|",
+        *(f"| {name} | {steps_done(folder, name)} of {PROFILES[profile][name].steps} |" for name in STAGES),
     ]
-    lines += [
-        f"| {name} | {steps_done(folder, name)} of {PROFILES[profile][name].steps} |" for name in STAGES
-    ]
+    if measured := [it for it in _evaluations(folder) if it.get("revision") == revision]:
+        lines += [
+            "",
+            "## Measured",
+            "",
+            "Held-out prompts, per cent of pictures in which it is right.",
+            "",
+            f"| bits | prompts | size | steps | guidance | | {' | '.join(_PROPERTIES)} |",
+            "|---" * (6 + len(_PROPERTIES)) + "|",
+            *map(_row, measured),
+        ]
     return "\n".join(lines) + "\n"
+
+
+def _evaluations(folder: Path) -> list[dict[str, Any]]:
+    file = folder / _EVALUATIONS
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _row(evaluation: dict[str, Any]) -> str:
+    trial, scores = evaluation["trial"], evaluation["scores"]
+    kind = ", ".join(name for name in ("pairs", "shuffled") if trial[name])
+    cells = [
+        evaluation["bits"], trial["prompts"], f"{trial['width']} x {trial['height']}", trial["steps"],
+        f"{trial['guidance']:g}", kind, *(f"{scores[name]:.1%}" for name in _PROPERTIES),
+    ]  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"

@@ -16,11 +16,15 @@ class StageRecipe:
     batch: int
     """Pictures or captions a step."""
     rate: float
-    """AdamW's, at its height."""
+    """The optimizers', at its height."""
+    muon: bool = False
+    """Whether a transformer's matrices learn by Muon."""
     warm_up: int = 100
     """Steps."""
     decay: float = 0.3
     """The last part of the steps, in which the rate falls to a hundredth."""
+    other_sizes: float = 0.0
+    """The part of the batches with pictures of other sizes than the one that the model is to be good at."""
     average: float = 0.998
     """Of the weights, exponential: what is kept. Shorter at the start."""
 
@@ -35,22 +39,27 @@ class StageRecipe:
 Profile = dict[StageName, StageRecipe]
 
 PROFILES: Final[dict[ProfileName, Profile]] = {
-    # One or two cores in the background: half a million pictures, most of a day of what others leave of them.
+    # One or two cores in the background: a quarter of a million pictures, some hours.
     "cpu": {
         "autoencoder": StageRecipe(steps=6000, batch=32, rate=2e-3),
         "text": StageRecipe(steps=2500, batch=64, rate=3e-3),
-        "flow": StageRecipe(steps=16000, batch=32, rate=1.5e-3, warm_up=200, average=0.999),
-        "guidance": StageRecipe(steps=600, batch=32, rate=3e-4, average=0.99),
-        "decoder": StageRecipe(steps=2000, batch=16, rate=5e-4),
+        "flow": StageRecipe(steps=9600, batch=32, rate=2e-3, warm_up=200, decay=0.4, muon=True),
+        "guidance": StageRecipe(steps=300, batch=32, rate=3e-4, average=0.99, muon=True),
+        "decoder": StageRecipe(steps=1200, batch=16, rate=5e-4),
     },
     # A data centre's GPU for a quarter of an hour. Not tried yet.
     "gpu": {
         "autoencoder": StageRecipe(steps=4000, batch=128, rate=2e-3),
         "text": StageRecipe(steps=2000, batch=512, rate=2e-3),
-        "flow": StageRecipe(steps=7000, batch=512, rate=2e-3, warm_up=300, average=0.999),
-        "guidance": StageRecipe(steps=1000, batch=256, rate=3e-4, average=0.99),
+        "flow": StageRecipe(
+            steps=7000, batch=512, rate=2e-3, warm_up=300, other_sizes=0.4, average=0.999, muon=True
+        ),
+        "guidance": StageRecipe(steps=1000, batch=256, rate=3e-4, other_sizes=0.4, average=0.99, muon=True),
         "decoder": StageRecipe(steps=2000, batch=64, rate=5e-4),
     },
     # For tests: learns nothing.
-    "tiny": {name: StageRecipe(steps=4, batch=2, rate=1e-3, warm_up=2) for name in STAGES},
+    "tiny": {
+        name: StageRecipe(steps=4, batch=2, rate=1e-3, warm_up=2, other_sizes=0.5, muon=True)
+        for name in STAGES
+    },
 }

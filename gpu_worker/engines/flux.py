@@ -76,10 +76,12 @@ class FluxEngine:
         memory_plan: MemoryPlan | None = None,
         prompt_cache_bytes_max: int = 0,
         engine: str = "flux",
+        warning: str | None = None,
     ) -> None:
         """`device` is auto, cpu, cuda or cuda:N in this process, `device_asked_for` the operator's word.
 
         `threads` are the CPU's, None leaves their number; `memory_plan` None chooses one.
+        `engine` is what the model card calls it, `warning` takes the place of the usual ones there.
         """
         self._folder = folder
         self._wanted_device = device
@@ -88,6 +90,7 @@ class FluxEngine:
         self._wanted_plan = memory_plan
         self._prompt_cache_bytes_max = prompt_cache_bytes_max
         self._engine = engine
+        self._warning = warning
         self._loaded: _Loaded | None = None
 
     def load(self, on_progress: LoadProgress) -> ModelCard:
@@ -108,7 +111,7 @@ class FluxEngine:
             name=model_name(self._folder, manifest),
             precision="bf16" if plain_type(device) is torch.bfloat16 else "fp32",
             device=title,
-            warning=self._warning(device, manifest),
+            warning=_usual_warning(device, manifest) if self._warning is None else self._warning,
             revision="" if manifest is None else manifest.revision,
             quantization="" if manifest is None else quantization_title(manifest.quantization),
             memory_plan=plan_title,
@@ -129,10 +132,6 @@ class FluxEngine:
         if choice.tiled:
             _tile(pipeline.vae)
         return _Loaded(pipeline=pipeline, device=device, text=text, plan_title=plan_title)
-
-    def _warning(self, device: torch.device, manifest: Manifest | None) -> str:
-        slow = "" if device.type == "cuda" else "runs on the CPU: expect minutes for a picture"
-        return "; ".join(filter(None, (slow, NO_MANIFEST if manifest is None else "")))
 
     def warm_up(self) -> None:
         """On a GPU in the largest size: a plan that does not fit must show before the first job."""
@@ -193,6 +192,11 @@ class FluxEngine:
         if self._loaded is None:
             raise RuntimeError("generate() before load()")
         return self._loaded
+
+
+def _usual_warning(device: torch.device, manifest: Manifest | None) -> str:
+    slow = "" if device.type == "cuda" else "runs on the CPU: expect minutes for a picture"
+    return "; ".join(filter(None, (slow, NO_MANIFEST if manifest is None else "")))
 
 
 @contextmanager

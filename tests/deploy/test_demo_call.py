@@ -28,6 +28,6 @@ async def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyP
     await server.start()
     try:
         stack = build_stack(LauncherSettings(grpc_port=port), FrontendEnvironment(), Path("/run/flux"))
-        assert (await generate(stack)).image_png == b"png"
+        assert (await generate(stack, 256)).image_png == b"png"
     finally:
         await server.stop(None)

@@ -9,6 +9,7 @@ The tokenizers are the embedded model's.
 
 import argparse
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransf
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from gpu_worker.embedded_model import build_embedded_model
 from gpu_worker.manifest import Manifest, file_entry, write_manifest
+from gpu_worker.model_store import EMBEDDED_FOLDER
 
 Scale = Literal["full", "small"]
 
@@ -65,7 +66,7 @@ SIZES: Final[dict[Scale, Sizes]] = {
         t5_feed_forward=256,
         t5_heads=2,
         t5_layers=2,
-        t5_vocabulary=256,
+        t5_vocabulary=512,
         clip_width=64,
         clip_layers=2,
         clip_vocabulary=1024,
@@ -77,7 +78,7 @@ SIZES: Final[dict[Scale, Sizes]] = {
 def make_random_flux(folder: Path, scale: Scale, *, device: str = "cpu", seed: int = 0) -> None:
     """Write the folder, bf16, with its manifest. `device` is where the random numbers come from."""
     sizes = SIZES[scale]
-    build_embedded_model(folder)  # for its tokenizers, scheduler and index
+    shutil.copytree(EMBEDDED_FOLDER, folder)  # for its tokenizers, scheduler and index
     _lengthen_prompts(folder / "tokenizer_2" / "tokenizer_config.json")
     generator = torch.Generator(device).manual_seed(seed)
     for name, model in _empty_components(sizes).items():
@@ -97,7 +98,7 @@ def make_random_flux(folder: Path, scale: Scale, *, device: str = "cpu", seed: i
 
 
 def _lengthen_prompts(tokenizer_config: Path) -> None:
-    """The embedded model's T5 reads 64 tokens of a prompt, the real one 512."""
+    """The embedded model's T5 reads 32 tokens of a prompt, the real one 512."""
     settings = json.loads(tokenizer_config.read_text())
     tokenizer_config.write_text(json.dumps(settings | {"model_max_length": T5_TOKENS}))
 
@@ -152,11 +153,14 @@ def clip_config(sizes: Sizes) -> CLIPTextConfig:
         num_attention_heads=max(1, sizes.clip_width // 64),
         projection_dim=sizes.clip_width,
         max_position_embeddings=77,
-        # Of the embedded model's tokenizer: 256 symbols, the same at the end of a word, start and end.
-        bos_token_id=512,
-        eos_token_id=513,
-        pad_token_id=513,
+        # The pooled state is that of the tokenizer's last symbol, and the tokenizer is the embedded model's.
+        **_embedded_clip_ids(),
     )
+
+
+def _embedded_clip_ids() -> dict[str, int]:
+    config = json.loads((EMBEDDED_FOLDER / "text_encoder" / "config.json").read_bytes())
+    return {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
 def t5_config(sizes: Sizes) -> T5Config:

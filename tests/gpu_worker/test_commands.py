@@ -59,9 +59,7 @@ def test_ctrl_c_while_the_libraries_are_imported(
     assert capsys.readouterr().err == "gpu_worker quantize: stopped before it began\n"
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--model-dir"], ["--cache-dir"], ["quantize", "--source"], ["quantize", "--target"]]
-)
+@pytest.mark.parametrize("arguments", [["--model-dir"], ["quantize", "--source"], ["quantize", "--target"]])
 def test_a_folder_without_a_name(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*arguments, ""])

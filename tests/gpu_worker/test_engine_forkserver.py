@@ -157,7 +157,7 @@ async def test_a_missing_library_is_the_engine_process_s_to_tell(
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so is missing')\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), *sys.path)))
     monkeypatch.syspath_prepend(str(tmp_path))
-    async with started(Embedded(cache_dir=tmp_path, warning="")) as watched:
+    async with started(Embedded(warning="")) as watched:
         exited = await watched.until(EngineExited)
         assert exited.hopeless
         assert "a library of the engine cannot be imported: ImportError: libcudart.so" in exited.reason
@@ -207,7 +207,7 @@ def test_it_serves_below_the_deepest_temporary_folder(tmp_path: Path) -> None:
 def test_what_is_preloaded_is_what_the_engine_imports(tmp_path: Path) -> None:
     assert preload_modules(fake())[-1] == "gpu_worker.engines.fake"
     assert preload_modules(FluxFolder(path=tmp_path))[-1] == "gpu_worker.engines.flux"
-    assert preload_modules(Embedded(cache_dir=tmp_path, warning=""))[-1] == "gpu_worker.engines.embedded"
+    assert preload_modules(Embedded(warning=""))[-1] == "gpu_worker.engines.flux"
 
 
 def test_a_request_survives_the_environment() -> None:

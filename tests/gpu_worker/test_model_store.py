@@ -51,7 +51,7 @@ def flux_folder(tmp_path: Path) -> Path:
 
 
 def choose(engine: EngineName, folder: Path) -> EngineChoice:
-    return choose_engine(engine, model_dir=folder, cache_dir=folder.parent / "cache", fake=FAKE)
+    return choose_engine(engine, model_dir=folder, fake=FAKE)
 
 
 def test_auto_takes_a_flux_folder(flux_folder: Path) -> None:
@@ -81,7 +81,7 @@ def test_fake_and_embedded_only_by_name(flux_folder: Path) -> None:
     assert choose("fake", flux_folder) == FAKE
     embedded = choose("embedded", flux_folder)
     assert isinstance(embedded, Embedded)
-    assert "abstract" in embedded.warning
+    assert "simple shapes" in embedded.warning
 
 
 def break_index(folder: Path, **changes: object) -> None:
@@ -182,5 +182,5 @@ def test_half_a_download_is_never_taken_for_a_model(flux_folder: Path) -> None:
 
 
 def test_choices_cross_the_pipe(tmp_path: Path) -> None:
-    for choice in (FAKE, FluxFolder(path=tmp_path), Embedded(cache_dir=tmp_path, warning="w")):
+    for choice in (FAKE, FluxFolder(path=tmp_path), Embedded(warning="w")):
         assert pickle.loads(pickle.dumps(choice)) == choice

@@ -1,10 +1,6 @@
 """The worker's settings: where they come from, and what is said about bad ones."""
 
-import os
-import pwd
 import socket
-import stat
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,7 +8,7 @@ import pytest
 from gpu_worker.engines.engine import ModelUnusable
 from gpu_worker.limits import SessionLimits
 from gpu_worker.memory_plan import MemoryPlan
-from gpu_worker.model_store import Embedded, Fake
+from gpu_worker.model_store import Fake
 from gpu_worker.own_gpu import OwnGpu
 from gpu_worker.settings import WorkerSettings
 from proto.configuration import load_settings
@@ -20,20 +16,18 @@ from proto.exit_status import EXIT_BAD_CONFIGURATION
 
 
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def load(*arguments: str) -> WorkerSettings:
     return load_settings(WorkerSettings, arguments, "gpu_worker")
 
 
-def test_defaults(tmp_path: Path) -> None:
+def test_defaults() -> None:
     settings = load()
     assert settings.broker_endpoints == ("tcp://127.0.0.1:5561",)
     assert settings.worker_id.startswith(f"{socket.gethostname()}-")
-    assert settings.cache_dir == tmp_path / "cache" / "flux-server"
     assert settings.engine_options.threads is None
     assert settings.session_limits == SessionLimits()
 
@@ -101,76 +95,6 @@ def test_the_bounds_of_a_session() -> None:
         held_age_max_s=9,
         backoff_max_s=8,
     )
-
-
-def test_without_a_home_the_cache_is_still_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/to/be/ignored")
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert load().cache_dir == Path("/home/somebody/.cache/flux-server")
-    listed = pwd.getpwuid(os.geteuid()).pw_dir
-    monkeypatch.setenv("HOME", "")
-    assert load().cache_dir == Path(listed) / ".cache/flux-server"
-    monkeypatch.delenv("HOME")
-    assert load().cache_dir == Path(listed) / ".cache/flux-server"
-
-
-@pytest.fixture
-def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The cache folder of a user without a home; it is not there yet."""
-
-    def unknown(user: int) -> None:
-        raise KeyError(user)
-
-    monkeypatch.setattr(pwd, "getpwuid", unknown)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "")
-    return tmp_path / f"flux-server-{os.geteuid()}"
-
-
-def test_a_cache_in_the_temporary_folder_is_for_this_user_alone(homeless: Path) -> None:
-    assert load().cache_dir == homeless
-    load("--engine", "fake").engine_choice()
-    assert not homeless.exists(), "made only where it is needed"
-    for _ in range(2):
-        assert load("--engine", "embedded").engine_choice() == Embedded(
-            cache_dir=homeless, warning="embedded model: tiny and untrained, it draws abstract patterns"
-        )
-        assert stat.S_IMODE(homeless.stat().st_mode) == stat.S_IRWXU
-
-
-@pytest.mark.parametrize("mode", [0o770, 0o707])
-def test_a_cache_that_others_can_write_to_is_refused(homeless: Path, mode: int) -> None:
-    homeless.mkdir()
-    homeless.chmod(mode)
-    refused(homeless, "others may write")
-
-
-def test_a_cache_that_is_a_link_is_refused(homeless: Path, tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir(mode=0o700)
-    homeless.symlink_to(tmp_path / "elsewhere")
-    refused(homeless, "not a folder")
-
-
-def test_a_cache_of_somebody_else_is_refused(homeless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    homeless.mkdir(mode=0o700)
-    owner = os.geteuid()
-    homeless.rename(homeless.with_name(f"flux-server-{owner + 1}"))
-    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    refused(homeless.with_name(f"flux-server-{owner + 1}"), f"belongs to user {owner}")
-
-
-def refused(folder: Path, why: str) -> None:
-    with pytest.raises(ModelUnusable, match=why) as error:
-        load("--engine", "embedded").engine_choice()
-    assert str(folder) in str(error.value)
-    assert "--cache-dir" in str(error.value)
-
-
-def test_the_embedded_model_is_kept_in_the_cache_folder(tmp_path: Path) -> None:
-    choice = load("--engine", "embedded", "--cache-dir", str(tmp_path / "kept")).engine_choice()
-    assert isinstance(choice, Embedded)
-    assert choice.cache_dir == tmp_path / "kept"
 
 
 def test_a_model_folder_that_is_named_must_hold_a_model(tmp_path: Path) -> None:

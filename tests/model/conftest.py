@@ -1,4 +1,4 @@
-"""The embedded model, built once, on one thread: more of them would give other pixels, and no faster."""
+"""The embedded model, on one thread: more of them would give other pixels, and no faster."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,20 +8,14 @@ import pytest
 
 from gpu_worker.engines.offline import prepare_environment
 from gpu_worker.manifest import MANIFEST_NAME
+from gpu_worker.model_store import EMBEDDED_FOLDER
 
 prepare_environment()
 
 
 @pytest.fixture(scope="session")
-def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
-def embedded_folder(cache_dir: Path) -> Path:
-    from gpu_worker.embedded_model import embedded_model_folder  # noqa: PLC0415 - imports torch
-
-    return embedded_model_folder(cache_dir)
+def embedded_folder() -> Path:
+    return EMBEDDED_FOLDER
 
 
 @pytest.fixture(scope="session")

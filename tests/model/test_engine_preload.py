@@ -43,7 +43,7 @@ print(json.dumps({{
     "environment": dict(os.environ),
 }}))
 """
-MODULES = preload_modules(Embedded(cache_dir=Path(), warning=""))
+MODULES = preload_modules(Embedded(warning=""))
 
 
 def test_it_has_the_libraries_one_thread_and_no_gpu(tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ def test_of_a_plain_folder(folder: Path) -> None:
             == 2 * stored
         )
         assert not component.is_packed
-    assert footprint.transformer.width == 64 / 3072
-    assert footprint.t5.width == 64 / 4096
+    assert footprint.transformer.width == 128 / 3072
+    assert footprint.t5.width == 128 / 4096
     assert footprint.vae.width == 16 / 256
     assert not footprint.is_packed
 

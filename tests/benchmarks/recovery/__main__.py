@@ -39,7 +39,7 @@ def on_stack(
 ) -> Callable[[Path, int], Iterator[float]]:
     def repeated(folder: Path, repetitions: int) -> Iterator[float]:
         with Stack(folder, over_tcp=True) as stack:
-            stack.start(workers=workers, cache_dir=folder / "cache", **settings)
+            stack.start(workers=workers, **settings)
             for _ in range(repetitions):
                 yield measure(stack)
 
