@@ -141,7 +141,8 @@ class Course:
             name: tensor.to(self._device)
             for name, tensor in checkpoint.part(found.tensors, "average").items()
         }
-        load_states(self._optimizers, self._module, checkpoint.part(found.tensors, "optimizer"))
+        if found.step:  # Before the first step optimizers have no states.
+            load_states(self._optimizers, self._module, checkpoint.part(found.tensors, "optimizer"))
         self._sums = {
             name: value.to(self._device) for name, value in checkpoint.part(found.tensors, "sum").items()
         }

@@ -18,7 +18,7 @@ from training.latents import Latents
 from training.recipe import STAGES, StageName, StageRecipe
 from training.text import TextEncoders, TextStage
 
-RECIPE = StageRecipe(steps=3, batch=2, rate=1e-3, warm_up=2, muon=True)
+RECIPE = StageRecipe(steps=3, batch=2, rate=1e-3, warm_up=2, muon=True, other_sizes=0.5)
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,11 @@ def test_going_on_is_as_never_having_stopped(name: StageName, tmp_path: Path) ->
     assert course(parts, name).run(after(2), 100)
     assert result_file(parts, name).read_bytes() == result_file(whole, name).read_bytes()
     assert curve_file(parts, name).read_bytes() == curve_file(whole, name).read_bytes()
+
+
+def test_a_stop_before_the_first_step_leaves_what_can_be_gone_on_with(tmp_path: Path) -> None:
+    assert not course(tmp_path, "text").run(after(0), 100)
+    assert course(tmp_path, "text").run(after(3), 100)
 
 
 def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
