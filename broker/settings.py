@@ -20,7 +20,7 @@ class BrokerSettings(NetworkSettings):
         f"broker-{platform.node()[:100] or 'host'}",
         min_length=1,
         max_length=128,
-        description="name of this broker in logs",
+        description="name of this broker in logs and metrics; each needs its own",
     )
     frontends_endpoint: ListenEndpoint = Field(
         "tcp://127.0.0.1:5560", description="where to listen for frontends"

@@ -116,6 +116,15 @@ class Brokers:
         others = [self[other].contact for other in range(broker)]
         return epoch is not None and any(each.epoch == epoch and each.is_heard(now) for each in others)
 
+    def has_namesake(self, broker: int, now: float) -> bool:
+        """Another broker has its `broker_id`, which is to tell them apart in logs and metrics."""
+        own = self[broker].contact
+        others = [self[other].contact for other in self if other != broker]
+        return any(
+            each.broker_id == own.broker_id and each.epoch != own.epoch and each.is_heard(now)
+            for each in others
+        )
+
     def heard(self, now: float) -> list[int]:
         """Those that have answered, and were heard of lately."""
         return [

@@ -298,6 +298,8 @@ class JobDesk:
             self._note("broker answers", broker_id=view.broker_id, epoch=view.epoch)
             if self.contacts.is_double(broker, now):
                 self._note("two endpoints lead to one broker", "error", broker_id=view.broker_id)
+            elif self.contacts.has_namesake(broker, now):
+                self._note("two brokers have one name", "warning", broker_id=view.broker_id)
         for status in view.jobs:
             self._status_came(broker, status, view.echo, now)
 

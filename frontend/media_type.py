@@ -4,25 +4,33 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 _QUALITY: Final = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?", re.ASCII)
 
 
-class MediaType(Enum):
-    """The forms of /metrics, the preferred one first: name, version, and what is sent as `Content-Type`."""
+class _Form(NamedTuple):
+    name: str
+    versions: tuple[str, ...]
+    """Whose readers are served with it."""
+    content_type: str
 
-    JSON = ("application/json", "", "application/json; charset=utf-8")
-    OPEN_METRICS = (
+
+class MediaType(Enum):
+    """The forms of /metrics, the preferred one first."""
+
+    JSON = _Form("application/json", (), "application/json; charset=utf-8")
+    OPEN_METRICS = _Form(
         "application/openmetrics-text",
-        "1.0.0",
+        ("1.0.0",),
         "application/openmetrics-text; version=1.0.0; charset=utf-8",
     )
-    PROMETHEUS = ("text/plain", "0.0.4", "text/plain; version=0.0.4; charset=utf-8")
+    # Version 1.0.0 only adds quoted names, of which there are none.
+    PROMETHEUS = _Form("text/plain", ("0.0.4", "1.0.0"), "text/plain; version=0.0.4; charset=utf-8")
 
     @property
     def content_type(self) -> str:
-        return self.value[2]
+        return self.value.content_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +43,8 @@ class _Range:
 
     def specificity(self, media_type: MediaType) -> int:
         """How exactly it means this form; 0: not at all."""
-        name, version, _ = media_type.value
-        if self.name == name and self.version in {"", version}:
+        name, versions, _ = media_type.value
+        if self.name == name and self.version in {"", *versions}:
             return 4 if self.version else 3
         if self.version:
             return 0

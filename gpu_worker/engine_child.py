@@ -55,6 +55,7 @@ from gpu_worker.model_store import (
     EngineChoice,
     Fake,
     FluxFolder,
+    check_embedded_folder,
     check_flux_folder,
 )
 from gpu_worker.parent_death import live_no_longer_than
@@ -339,8 +340,10 @@ def make_engine(choice: EngineChoice, options: EngineOptions) -> Engine:
                 png_bytes=choice.png_bytes,
             )
         case FluxFolder(path=folder):
+            check_flux_folder(folder)
             return _flux_engine(folder, options)
         case Embedded(warning=warning):
+            check_embedded_folder()
             # So small a model is faster on one thread, and its bytes depend on their number.
             alone = replace(options, threads=options.threads or 1)
             return _flux_engine(EMBEDDED_FOLDER, alone, engine="embedded", warning=warning)
@@ -351,7 +354,7 @@ def make_engine(choice: EngineChoice, options: EngineOptions) -> Engine:
 def _flux_engine(
     folder: Path, options: EngineOptions, *, engine: str = "flux", warning: str | None = None
 ) -> Engine:
-    check_flux_folder(folder)  # Before the imports, which take many seconds.
+    """From a folder that was checked before: the imports take many seconds."""
     prepare_environment(options.cuda_visible_devices)
     from gpu_worker.engines.flux import FluxEngine  # noqa: PLC0415
 

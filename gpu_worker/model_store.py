@@ -119,6 +119,13 @@ def check_flux_folder(folder: Path) -> None:
         raise ModelUnusable(f"{folder.absolute()}: {'; '.join(problems)}")
 
 
+def check_embedded_folder() -> None:
+    """Raise `ModelUnusable` unless the small model that comes with the worker is whole."""
+    if not EMBEDDED_FOLDER.is_dir():
+        raise ModelUnusable(f"{EMBEDDED_FOLDER}: no such folder; it comes with the worker: install it again")
+    check_flux_folder(EMBEDDED_FOLDER)
+
+
 def check_plain_folder(folder: Path) -> Manifest | None:
     """The same, and its manifest if there is one; also `ModelUnusable` if its weights are in 4 bits."""
     check_flux_folder(folder)

@@ -350,6 +350,16 @@ def test_two_endpoints_of_one_broker_are_named_and_used_once(accepted):
     assert accepted.sent(Submit) == []
 
 
+@pytest.mark.parametrize(("name", "told"), [("one", ["two brokers have one name"]), ("other", [])])
+def test_two_brokers_of_one_name_are_told_of_and_both_used(name, told):
+    desk = DeskDriver(brokers=2)
+    desk.tell(TimerFired())
+    desk.viewed(broker_id="one")
+    desk.viewed(broker=SECOND, broker_id=name)
+    assert [note.event for note in desk.of(Note) if note.level == "warning"] == told
+    assert desk.desk.contacts.heard(desk.now) == [FIRST, SECOND]
+
+
 def test_a_second_endpoint_is_used_when_the_first_one_is_silent(desk):
     """An address that moves led to the first broker, and leads to another one when that one is gone."""
     desk.viewed(broker=SECOND, epoch=epoch_of(FIRST))

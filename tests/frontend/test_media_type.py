@@ -42,7 +42,8 @@ BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;
         (["application/openmetrics-text"], OPEN_METRICS),
         (["application/openmetrics-text, text/plain"], OPEN_METRICS),
         (["application/openmetrics-text;version=0.0.1, text/plain;q=0.1"], PROMETHEUS),
-        (["text/plain;version=1.0.0"], JSON),
+        (["text/plain;version=1.0.0;escaping=allow-utf-8;q=0.6, */*;q=0.1"], PROMETHEUS),
+        (["text/plain;version=2.0.0"], JSON),
         ([PROMETHEUS_2], OPEN_METRICS),
         ([PROMETHEUS_3], OPEN_METRICS),
         ([PROMETHEUS_TEXT_ONLY], PROMETHEUS),
@@ -65,7 +66,7 @@ def test_nonsense_gets_json(accept):
 
 def test_each_form_says_what_it_is():
     for media_type in MediaType:
-        name, version, content_type = media_type.value
+        name, versions, content_type = media_type.value
         assert content_type.startswith(name)
-        assert version in content_type
+        assert all(f"version={version};" in content_type for version in versions[:1])
         assert "charset=utf-8" in content_type

@@ -16,6 +16,7 @@ from gpu_worker.model_store import (
     EngineName,
     Fake,
     FluxFolder,
+    check_embedded_folder,
     choose_engine,
 )
 
@@ -184,3 +185,10 @@ def test_half_a_download_is_never_taken_for_a_model(flux_folder: Path) -> None:
 def test_choices_cross_the_pipe(tmp_path: Path) -> None:
     for choice in (FAKE, FluxFolder(path=tmp_path), Embedded(warning="w")):
         assert pickle.loads(pickle.dumps(choice)) == choice
+
+
+def test_a_worker_without_its_embedded_model_says_to_install_it_again(tmp_path, monkeypatch):
+    check_embedded_folder()
+    monkeypatch.setattr("gpu_worker.model_store.EMBEDDED_FOLDER", tmp_path / "none")
+    with pytest.raises(ModelUnusable, match=r"none: no such folder; .*: install it again$"):
+        check_embedded_folder()

@@ -76,7 +76,7 @@ class DeskDriver:
         self, *statuses: JobStatus, echo: int | None = None, broker: int = 0, **changes: Any
     ) -> list[Any]:
         echo = self.desk.contacts[broker].contact.seq if echo is None else echo
-        changes = {"epoch": epoch_of(broker), **changes}
+        changes = {"epoch": epoch_of(broker), "broker_id": f"broker-{broker + 1}", **changes}
         return self.heard(frontend_view(jobs=statuses, echo=echo, **changes), broker)
 
     def status(
