@@ -21,12 +21,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     prepare_environment()
     try:
+        from training.checkpoint import CheckpointUnusable  # noqa: PLC0415
         from training.program import MissingStage, Program  # noqa: PLC0415
     except ModuleNotFoundError as error:
         return _say(f"the module {error.name} is missing: {_INSTALL}")
     try:
         finished = Program(settings).run()
-    except (MissingStage, ModelUnusable, OSError) as error:
+    except (MissingStage, CheckpointUnusable, ModelUnusable, OSError) as error:
         return _say(str(error))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -4,16 +4,23 @@ There is no generator's state in it: all that is random follows from the seed an
 """
 
 import json
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 Tensors = dict[str, Any]
 
 _PROGRESS: Final = "progress"
+_NAMED: Final = 3
+
+
+class CheckpointUnusable(Exception):
+    """What is in the training folder is not of this code and recipe. The text says what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +43,15 @@ def write(file: Path, checkpoint: Checkpoint) -> None:
 
 
 def read(file: Path) -> Checkpoint | None:
-    """None if there is none. Raises `OSError`, and `SafetensorError` for another kind of file."""
+    """None if there is none. Raises `OSError`, `CheckpointUnusable`."""
     if not file.is_file():
         return None
-    with safe_open(file, framework="pt") as stream:
-        progress = json.loads((stream.metadata() or {})[_PROGRESS])
-    return Checkpoint(progress["step"], progress["seed"], load_file(file))
+    try:
+        with safe_open(file, framework="pt") as stream:
+            progress = json.loads((stream.metadata() or {})[_PROGRESS])
+        return Checkpoint(progress["step"], progress["seed"], load_file(file))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointUnusable(f"{file}: not what a stage writes: {error}") from error
 
 
 def part(tensors: Tensors, prefix: str) -> Tensors:
@@ -60,11 +70,17 @@ def state_of(module: Any) -> Tensors:
 
 
 def load_state(module: Any, tensors: Tensors) -> None:
-    """Raises `ValueError` where these are not all of this module's and no others."""
+    """Raises `CheckpointUnusable` where these are not all of this module's and no others."""
     expected = set(state_of(module))
     if expected != set(tensors):
-        raise ValueError(f"tensors of another model: {sorted(expected ^ set(tensors))}")
+        raise CheckpointUnusable(f"tensors of another model: {differences(expected, tensors)}")
     module.load_state_dict(tensors, strict=False)
+
+
+def differences(expected: AbstractSet[str], found: Iterable[str]) -> str:
+    """Some of the names that only one of them has, for people."""
+    names = sorted(expected ^ set(found))
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _names_of(module: Any) -> set[str]:

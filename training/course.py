@@ -55,10 +55,17 @@ class Course:
         self._sums: dict[str, Any] = {}
 
     def run(self, must_stop: Callable[[], bool], measure_steps: int) -> bool:
-        """Whether the stage is finished; False if it had to stop before. Asked between two steps."""
+        """Whether the stage is finished; False if it had to stop before. Asked between two steps.
+
+        Raises `OSError`, `CheckpointUnusable`.
+        """
         recipe, name = self._stage.recipe, self._stage.name
-        if (found := checkpoint.read(checkpoint_file(self._folder, name))) is not None:
-            self._restore(found)
+        file = checkpoint_file(self._folder, name)
+        if (found := checkpoint.read(file)) is not None:
+            try:
+                self._restore(found)
+            except checkpoint.CheckpointUnusable as error:
+                raise checkpoint.CheckpointUnusable(f"{file}: {error}") from error
         saved = time.monotonic()
         while self._step < recipe.steps:
             if must_stop():
@@ -75,7 +82,7 @@ class Course:
         checkpoint.write(
             result_file(self._folder, name), checkpoint.Checkpoint(self._step, self._seed, self._average)
         )
-        (checkpoint_file(self._folder, name)).unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
         return True
 
     def _take_step(self) -> None:

@@ -1,4 +1,4 @@
-"""Third stage: the transformer learns to go from noise to a scene's latents.
+"""Third stage: the transformer learns to go from noise to a scene's latents, in pictures of one size.
 
 By flow matching (Lipman et al. 2022). The encoders and the autoencoder stand still. Scenes are drawn and
 encoded a few hundred at a time (a shard), and each is used several times, with other words, noise and levels.
@@ -7,6 +7,7 @@ encoded a few hundred at a time (a shard), and each is used several times, with 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from random import Random
 from typing import Any, Final
 
 import torch
@@ -32,11 +33,15 @@ _USES: Final = 8
 """Of each scene in its shard."""
 _PAIRS: Final = 0.2
 _NO_CAPTION: Final = 0.1
-_OTHER_SIZES: Final = (
-    (128, 128), (192, 192), (320, 320), (384, 384), (512, 512), (192, 256), (256, 192), (192, 320),
-    (320, 192), (256, 384), (384, 256), (128, 256), (256, 128), (384, 512), (512, 384),
-)  # fmt: skip
-_MEASURED: Final = 64
+_SIDES: Final = range(128, 512 + 1, PATCH)
+"""Of pictures of other sizes."""
+_SQUARE: Final = 0.5
+"""The part of the other sizes that are."""
+_LONG_MAX: Final = 2.0
+"""Times as long as wide."""
+_SIZES: Final = 8
+"""Other ones in a shard."""
+MEASURED: Final = 64
 _MEASURED_STEPS: Final = 8
 
 
@@ -122,8 +127,8 @@ class SceneLatents:
         count = max(1, self._recipe.batch * _SHARD_STEPS // _USES)
         sizes = [(SIDE, SIDE, count)]
         if self._recipe.other_sizes:
-            for height, width in numbers.sample(_OTHER_SIZES, 2):
-                sizes.append((height, width, max(1, count // 3 * SIDE**2 // (height * width))))
+            for height, width in (_draw_size(numbers) for _ in range(_SIZES)):
+                sizes.append((height, width, max(1, count // _SIZES * SIDE**2 // (height * width))))
         self._groups = [
             self._group(shard, height, width, [draw_scene(numbers, pairs=_PAIRS) for _ in range(many)])
             for height, width, many in sizes
@@ -137,6 +142,15 @@ class SceneLatents:
             pictures = render(scenes[start : start + 16], height, width, jitter, device=self._device)
             made.append(self._latents.encode(pictures))
         return Group(height, width, scenes, torch.cat(made))
+
+
+def _draw_size(numbers: Random) -> tuple[int, int]:
+    """Height and width of a picture that is not of the size to be good at."""
+    while True:
+        height = numbers.choice(_SIDES)
+        width = height if numbers.random() < _SQUARE else numbers.choice(_SIDES)
+        if (height, width) != (SIDE, SIDE) and max(height, width) <= _LONG_MAX * min(height, width):
+            return height, width
 
 
 class FlowStage:
@@ -187,25 +201,33 @@ def draw_guidance(count: int, numbers: Any) -> Any:
 
 
 def drawn_well(
-    transformer: Any, batches: SceneLatents, latents: Latents, *, device: str, guidance: float = 3.5
+    transformer: Any,
+    batches: SceneLatents,
+    latents: Latents,
+    *,
+    device: str,
+    height: int = SIDE,
+    width: int = SIDE,
+    count: int = MEASURED,
+    guidance: float = 3.5,
 ) -> dict[str, float]:
     """The part of held-out scenes with one thing whose pictures are right, by property."""
     with torch.no_grad():
         numbers = chance.numbers("measured")
-        scenes = [draw_scene(numbers, held_out=True) for _ in range(_MEASURED)]
+        scenes = [draw_scene(numbers, held_out=True) for _ in range(count)]
         states, pooled = batches.encode([caption(scene, numbers) for scene in scenes])
-        tokens = (SIDE // PATCH) ** 2
+        tokens = height * width // PATCH**2
         draw = chance.tensors("measured")
-        noise = torch.randn((_MEASURED, tokens, transformer.config.in_channels), generator=draw).to(device)
+        noise = torch.randn((count, tokens, transformer.config.in_channels), generator=draw).to(device)
         levels = euler_levels(_MEASURED_STEPS, tokens)
         state = noise
         for level, following in pairwise(levels):
             batch = Batch(
-                SIDE, SIDE, state, states, pooled, noise, torch.full((_MEASURED,), level, device=device)
+                height, width, state, states, pooled, noise, torch.full((count,), level, device=device)
             )
             state = state + (following - level) * velocity(
-                transformer, batch, state, torch.full((_MEASURED,), guidance, device=device)
+                transformer, batch, state, torch.full((count,), guidance, device=device)
             )
-        pictures = latents.decode(unpacked(state, SIDE, SIDE)).permute(0, 2, 3, 1).cpu().numpy()
+        pictures = latents.decode(unpacked(state, height, width)).permute(0, 2, 3, 1).cpu().numpy()
         scores = [agreement(scene, read(it, scene)) for scene, it in zip(scenes, pictures, strict=True)]
         return {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}

@@ -1,6 +1,7 @@
-"""Fourth stage: one pass learns what two passes with classifier-free guidance say (Meng et al. 2022).
+"""Fifth stage: one pass learns what two passes with classifier-free guidance say (Meng et al. 2022).
 
-The teacher is the finished flow, which stands still; the guidance that a caller asks for becomes an input.
+The teacher is what the earlier stages made, and stands still; the guidance that a caller asks for becomes an
+input.
 """
 
 from dataclasses import replace

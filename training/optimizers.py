@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from training.checkpoint import Tensors
+from training.checkpoint import CheckpointUnusable, Tensors, differences
 from training.recipe import StageRecipe
 
 _BETAS: Final = (0.9, 0.98)
@@ -84,7 +84,7 @@ def states_of(optimizers: Iterable[Any], module: nn.Module) -> Tensors:
 
 
 def load_states(optimizers: Iterable[Any], module: nn.Module, tensors: Tensors) -> None:
-    """What `states_of` gave. Raises `ValueError` if it was of other optimizers, or of none."""
+    """What `states_of` gave. Raises `CheckpointUnusable` if it was of other optimizers, or of none."""
     parameters = dict(module.named_parameters())
     keys = {
         f"{key}.{name}"
@@ -94,7 +94,7 @@ def load_states(optimizers: Iterable[Any], module: nn.Module, tensors: Tensors) 
         for key in (("momentum",) if isinstance(optimizer, Muon) else ("exp_avg", "exp_avg_sq", "step"))
     }
     if keys != set(tensors):
-        raise ValueError(f"states of other optimizers: {sorted(keys ^ set(tensors))[:3]}, …")
+        raise CheckpointUnusable(f"states of other optimizers: {differences(keys, tensors)}")
     for optimizer in optimizers:
         own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         for full_name, value in tensors.items():

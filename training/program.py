@@ -15,7 +15,7 @@ import torch
 from gpu_worker.engines.devices import choose_device
 from gpu_worker.manifest import read_manifest
 from training.autoencoder import AutoencoderStage
-from training.checkpoint import load_state, state_of
+from training.checkpoint import CheckpointUnusable, load_state, state_of
 from training.course import Course, Stage, result_file, steps_done, weights_of
 from training.curves import draw_curves
 from training.decoder import DecoderStage
@@ -27,6 +27,7 @@ from training.guidance import GuidanceStage
 from training.latents import Latents, measured_latents
 from training.recipe import PROFILES, STAGES, ProfileName, StageName
 from training.settings import TrainingSettings
+from training.sizes import SizesStage, transformer_weights
 from training.text import TextEncoders, TextStage, encoder_weights
 
 _MODEL: Final = "model"
@@ -51,7 +52,7 @@ class Program:
     def run(self) -> bool:
         """Whether all that was asked for is done; False if it was stopped.
 
-        Raises `MissingStage`, `ModelUnusable`, `OSError`.
+        Raises `MissingStage`, `CheckpointUnusable`, `ModelUnusable`, `OSError`.
         """
         torch.set_num_threads(self._settings.threads)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -103,8 +104,11 @@ class Program:
                 return TextStage(recipe, seed=seed, device=device)
             case "flow":
                 return FlowStage(recipe, self._latents(), self._text(), seed=seed, device=device)
+            case "sizes":
+                flow = self._finished("flow")
+                return SizesStage(recipe, self._latents(), self._text(), flow, seed=seed, device=device)
             case "guidance":
-                teacher = self._finished("flow")
+                teacher = transformer_weights(self._finished("sizes"))
                 return GuidanceStage(recipe, self._latents(), self._text(), teacher, seed=seed, device=device)
             case "decoder":
                 return DecoderStage(recipe, self._latents(), seed=seed, device=device)
@@ -120,12 +124,12 @@ class Program:
 
     def _latents(self) -> Latents:
         vae = make_vae()
-        load_state(vae, self._begun("autoencoder"))
+        self._load(vae, "autoencoder", self._begun("autoencoder"))
         return measured_latents(vae.to(self._device), self._device)
 
     def _text(self) -> TextEncoders:
         text = TextEncoders()
-        load_state(text, encoder_weights(self._begun("text")))
+        self._load(text, "text", encoder_weights(self._begun("text")))
         text.to(self._device).eval().requires_grad_(requires_grad=False)
         return text
 
@@ -139,11 +143,26 @@ class Program:
             )
         return found
 
+    def _load(self, module: Any, name: StageName, tensors: dict[str, Any]) -> None:
+        try:
+            load_state(module, tensors)
+        except CheckpointUnusable as error:
+            raise CheckpointUnusable(f"{self._folder}: stage {name}: {error}") from error
+
+    def _transformer(self) -> Any:
+        """As the last stage that has begun with it would leave it."""
+        transformer = make_transformer()
+        if (guided := weights_of(self._folder, "guidance")) is not None:
+            self._load(transformer, "guidance", guided)
+        elif (placed := weights_of(self._folder, "sizes")) is not None:
+            self._load(transformer, "sizes", transformer_weights(placed))
+        else:
+            self._load(transformer, "flow", self._begun("flow"))
+        return transformer
+
     def _export(self) -> bool:
         latents = self._latents()
-        transformer = make_transformer()
-        drawn_by: StageName = "flow" if weights_of(self._folder, "guidance") is None else "guidance"
-        load_state(transformer, weights_of(self._folder, drawn_by) or self._begun("flow"))
+        transformer = self._transformer()
         decoder = weights_of(self._folder, "decoder") or state_of(latents.vae.decoder)
         size = write_model(
             self._folder / _MODEL,

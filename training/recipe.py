@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Final, Literal
 
-StageName = Literal["autoencoder", "text", "flow", "guidance", "decoder"]
-STAGES: Final[tuple[StageName, ...]] = ("autoencoder", "text", "flow", "guidance", "decoder")
+StageName = Literal["autoencoder", "text", "flow", "sizes", "guidance", "decoder"]
+STAGES: Final[tuple[StageName, ...]] = ("autoencoder", "text", "flow", "sizes", "guidance", "decoder")
 """In the order in which they are needed."""
 
 ProfileName = Literal["cpu", "gpu", "tiny"]
@@ -44,17 +44,17 @@ PROFILES: Final[dict[ProfileName, Profile]] = {
         "autoencoder": StageRecipe(steps=6000, batch=32, rate=2e-3),
         "text": StageRecipe(steps=2500, batch=64, rate=3e-3),
         "flow": StageRecipe(steps=9600, batch=32, rate=2e-3, warm_up=200, decay=0.4, muon=True),
-        "guidance": StageRecipe(steps=300, batch=32, rate=3e-4, average=0.99, muon=True),
+        "sizes": StageRecipe(steps=3000, batch=32, rate=1.5e-3, decay=0.4, other_sizes=0.6, muon=True),
+        "guidance": StageRecipe(steps=300, batch=32, rate=3e-4, other_sizes=0.5, average=0.99, muon=True),
         "decoder": StageRecipe(steps=1200, batch=16, rate=5e-4),
     },
     # A data centre's GPU for a quarter of an hour. Not tried yet.
     "gpu": {
         "autoencoder": StageRecipe(steps=4000, batch=128, rate=2e-3),
         "text": StageRecipe(steps=2000, batch=512, rate=2e-3),
-        "flow": StageRecipe(
-            steps=7000, batch=512, rate=2e-3, warm_up=300, other_sizes=0.4, average=0.999, muon=True
-        ),
-        "guidance": StageRecipe(steps=1000, batch=256, rate=3e-4, other_sizes=0.4, average=0.99, muon=True),
+        "flow": StageRecipe(steps=5000, batch=512, rate=2e-3, warm_up=300, average=0.999, muon=True),
+        "sizes": StageRecipe(steps=3000, batch=512, rate=1.5e-3, other_sizes=0.6, average=0.999, muon=True),
+        "guidance": StageRecipe(steps=1000, batch=256, rate=3e-4, other_sizes=0.5, average=0.99, muon=True),
         "decoder": StageRecipe(steps=2000, batch=64, rate=5e-4),
     },
     # For tests: learns nothing.

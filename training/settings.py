@@ -9,7 +9,9 @@ from pydantic_settings import SettingsConfigDict
 from proto.configuration import ComponentSettings
 from training.recipe import ProfileName
 
-Task = Literal["all", "autoencoder", "text", "flow", "guidance", "decoder", "export", "evaluate", "curves"]
+Task = Literal[
+    "all", "autoencoder", "text", "flow", "sizes", "guidance", "decoder", "export", "evaluate", "curves"
+]
 
 
 class TrainingSettings(ComponentSettings):
@@ -19,8 +21,8 @@ class TrainingSettings(ComponentSettings):
 
     stage: Task = Field(
         "all",
-        description="one stage (autoencoder, text, flow, guidance, decoder), all of them and the export,"
-        " export (what is there so far), evaluate (a model folder), or curves (pictures of the curves)",
+        description="one stage (autoencoder, text, flow, sizes, guidance, decoder), all of them and the"
+        " export, export (what is there so far), evaluate (a model folder), or curves (their pictures)",
     )
     folder: Path = Field(Path("training-run"), description="for checkpoints, curves and the model")
     profile: ProfileName = Field("cpu", description="how long and how wide: cpu, gpu, or tiny for tests")

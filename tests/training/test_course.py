@@ -16,6 +16,7 @@ from training.geometry import make_transformer
 from training.guidance import GuidanceStage
 from training.latents import Latents
 from training.recipe import STAGES, StageName, StageRecipe
+from training.sizes import SizesStage
 from training.text import TextEncoders, TextStage
 
 RECIPE = StageRecipe(steps=3, batch=2, rate=1e-3, warm_up=2, muon=True, other_sizes=0.5)
@@ -23,14 +24,14 @@ RECIPE = StageRecipe(steps=3, batch=2, rate=1e-3, warm_up=2, muon=True, other_si
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for stage in (AutoencoderStage, TextStage, FlowStage, GuidanceStage, DecoderStage):
+    for stage in (AutoencoderStage, TextStage, FlowStage, SizesStage, GuidanceStage, DecoderStage):
         monkeypatch.setattr(stage, "measure", lambda _self, _weights: {"measured": 1.0})
     monkeypatch.setattr(autoencoder, "_PIECES", ((0.6, 32, 1), (1.0, 64, 2)))
     monkeypatch.setattr(decoder, "_SIDES", (64, 96))
     # A shard ends within the steps, and small pictures are drawn in the other sizes.
     monkeypatch.setattr(flow, "_SHARD_STEPS", 2)
     monkeypatch.setattr(flow, "SIDE", 64)
-    monkeypatch.setattr(flow, "_OTHER_SIZES", ((32, 64), (64, 32)))
+    monkeypatch.setattr(flow, "_SIDES", (32, 64))
 
 
 def stage(name: StageName, seed: int) -> Stage:
@@ -44,6 +45,9 @@ def stage(name: StageName, seed: int) -> Stage:
             return TextStage(RECIPE, seed=seed, device="cpu")
         case "flow":
             return FlowStage(RECIPE, latents, text, seed=seed, device="cpu")
+        case "sizes":
+            begun = state_of(make_transformer())
+            return SizesStage(RECIPE, latents, text, begun, seed=seed, device="cpu")
         case "guidance":
             teacher = state_of(make_transformer())
             return GuidanceStage(RECIPE, latents, text, teacher, seed=seed, device="cpu")

@@ -5,8 +5,10 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_INTERRUPTED
+from training import checkpoint
 from training.__main__ import main
 from training.course import result_file
 from training.program import report_for_card
@@ -50,6 +52,21 @@ def test_a_signal_ends_it_after_the_step(tmp_path: Path, monkeypatch: pytest.Mon
     assert run(tmp_path, "--stage", "text") == 0
     assert result_file(tmp_path, "text").is_file()
     assert not (tmp_path / "text.checkpoint").exists()
+
+
+def test_what_cannot_be_gone_on_with_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "text.checkpoint"
+    file.write_bytes(b"nothing")
+    assert run(tmp_path, "--stage", "text") == EXIT_BAD_CONFIGURATION
+    assert f"{file}: not what a stage writes: " in capsys.readouterr().err
+    tensors = {"model.weight": torch.zeros(1)}
+    checkpoint.write(file, checkpoint.Checkpoint(1, 1, tensors))
+    assert run(tmp_path, "--stage", "text") == EXIT_BAD_CONFIGURATION
+    assert f"{file}: tensors of another model: " in capsys.readouterr().err
+    for name in ("autoencoder", "text"):
+        checkpoint.write(result_file(tmp_path, name), checkpoint.Checkpoint(1, 1, tensors))
+    assert run(tmp_path, "--stage", "flow") == EXIT_BAD_CONFIGURATION
+    assert "stage autoencoder: tensors of another model: " in capsys.readouterr().err
 
 
 def test_the_card_has_what_was_measured_of_these_weights(tmp_path: Path) -> None:
