@@ -44,7 +44,7 @@ class KnownBroker:
     """Keys with calls that are over, and that it still counts."""
 
     def viewed(self, view: FrontendView, now: float) -> bool:
-        """Take what it says of itself; True if it is the first view on this connection."""
+        """Take what it says of itself; True if it has not answered so before (`BrokerContact.viewed`)."""
         if bool(view.ready_workers) != bool(self.ready_workers):
             self.changed_at = now
         self.ready_workers = view.ready_workers

@@ -299,7 +299,7 @@ class JobDesk:
             if self.contacts.is_double(broker, now):
                 self._note("two endpoints lead to one broker", "error", broker_id=view.broker_id)
             elif self.contacts.has_namesake(broker, now):
-                self._note("two brokers have one name", "warning", broker_id=view.broker_id)
+                self._note("two brokers have one name", "warning", broker=broker, broker_id=view.broker_id)
         for status in view.jobs:
             self._status_came(broker, status, view.echo, now)
 

@@ -12,7 +12,7 @@ _QUALITY: Final = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?", re.ASCII)
 class _Form(NamedTuple):
     name: str
     versions: tuple[str, ...]
-    """Whose readers are served with it."""
+    """Whose readers are served with it. The first is the one that is sent."""
     content_type: str
 
 
@@ -44,10 +44,12 @@ class _Range:
     def specificity(self, media_type: MediaType) -> int:
         """How exactly it means this form; 0: not at all."""
         name, versions, _ = media_type.value
-        if self.name == name and self.version in {"", *versions}:
-            return 4 if self.version else 3
+        if self.name == name and self.version in versions:
+            return 5 if self.version == versions[0] else 4
         if self.version:
             return 0
+        if self.name == name:
+            return 3
         return {f"{name.partition('/')[0]}/*": 2, "*/*": 1}.get(self.name, 0)
 
 

@@ -80,8 +80,10 @@ class BrokerContact:
         return is_news
 
     def viewed(self, view: WorkerView | FrontendView, now: float) -> bool:
-        """Take the timing and the epoch from a view; True if it is the first one on this connection."""
-        first = not self._is_answered
+        """Take the timing and the epoch from a view; True if this connection, or this life of the
+        broker, had not answered before.
+        """
+        is_new = not self._is_answered or view.epoch != self.epoch
         self._is_answered, self._was_in_vain, self._refused = True, False, None
         self.broker_id = view.broker_id
         self.heard(now)
@@ -89,7 +91,7 @@ class BrokerContact:
         if view.epoch != self.epoch:
             self.epoch = view.epoch
             self.report_soon(now)
-        return first
+        return is_new
 
     def report_soon(self, now: float) -> None:
         self.next_report_at = min(self.next_report_at, now)

@@ -50,6 +50,11 @@ def moved(accepted) -> DeskDriver:
     return accepted
 
 
+def warnings_of(desk):
+    """What was told last, warnings and errors."""
+    return [note.event for note in desk.of(Note) if note.level in {"warning", "error"}]
+
+
 def falls_silent(desk, broker):
     """Until the desk has noticed it; what it did then is kept."""
     other = SECOND if broker == FIRST else FIRST
@@ -356,8 +361,28 @@ def test_two_brokers_of_one_name_are_told_of_and_both_used(name, told):
     desk.tell(TimerFired())
     desk.viewed(broker_id="one")
     desk.viewed(broker=SECOND, broker_id=name)
-    assert [note.event for note in desk.of(Note) if note.level == "warning"] == told
+    assert warnings_of(desk) == told
     assert desk.desk.contacts.heard(desk.now) == [FIRST, SECOND]
+
+
+def test_a_broker_that_returns_under_the_name_of_another_is_told_of(desk):
+    desk.viewed(broker=SECOND, broker_id="broker-1", epoch=identifier("next life"))
+    assert warnings_of(desk) == ["two brokers have one name"]
+
+
+def test_a_name_whose_broker_is_silent_may_be_taken(desk):
+    falls_silent(desk, FIRST)
+    desk.viewed(broker=SECOND, broker_id="broker-1", epoch=identifier("next life"))
+    assert warnings_of(desk) == []
+
+
+def test_one_broker_at_two_endpoints_is_told_of_as_that(desk):
+    for broker in (SECOND, FIRST):
+        desk.viewed(broker=broker, broker_id="one", epoch=identifier("its life"))
+        assert warnings_of(desk) == []
+    desk.viewed(broker=SECOND, broker_id="other", epoch=identifier("another life"))
+    desk.viewed(broker=SECOND, broker_id="one", epoch=identifier("its life"))
+    assert warnings_of(desk) == ["two endpoints lead to one broker"]
 
 
 def test_a_second_endpoint_is_used_when_the_first_one_is_silent(desk):

@@ -43,6 +43,8 @@ BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;
         (["application/openmetrics-text, text/plain"], OPEN_METRICS),
         (["application/openmetrics-text;version=0.0.1, text/plain;q=0.1"], PROMETHEUS),
         (["text/plain;version=1.0.0;escaping=allow-utf-8;q=0.6, */*;q=0.1"], PROMETHEUS),
+        (["text/plain;version=1.0.0, text/plain;version=0.0.4;q=0"], JSON),
+        (["text/plain;version=0.0.4;q=0.2, application/json;q=0.5, text/plain;version=1.0.0"], JSON),
         (["text/plain;version=2.0.0"], JSON),
         ([PROMETHEUS_2], OPEN_METRICS),
         ([PROMETHEUS_3], OPEN_METRICS),

@@ -54,6 +54,12 @@ def test_only_the_first_view_of_a_connection_is_news(contact):
     assert contact.reconnected(112.0) == SILENT
 
 
+def test_another_life_of_the_broker_is_news(contact):
+    contact.viewed(worker_view(), 100.0)
+    assert contact.viewed(worker_view(epoch=identifier("other")), 101.0)
+    assert not contact.viewed(worker_view(epoch=identifier("other")), 102.0)
+
+
 def test_a_broker_that_never_answers_is_news_once(contact):
     assert contact.reconnected(103.0) == NEVER_HEARD
     assert contact.reconnected(106.0) is None
