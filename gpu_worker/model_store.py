@@ -121,9 +121,12 @@ def check_flux_folder(folder: Path) -> None:
 
 def check_embedded_folder() -> None:
     """Raise `ModelUnusable` unless the small model that comes with the worker is whole."""
-    if not EMBEDDED_FOLDER.is_dir():
-        raise ModelUnusable(f"{EMBEDDED_FOLDER}: no such folder; it comes with the worker: install it again")
-    check_flux_folder(EMBEDDED_FOLDER)
+    try:
+        check_flux_folder(EMBEDDED_FOLDER)
+    except ModelUnusable as error:
+        raise ModelUnusable(
+            f"the embedded model comes with the worker and is damaged, install the worker again: {error}"
+        ) from error
 
 
 def check_plain_folder(folder: Path) -> Manifest | None:

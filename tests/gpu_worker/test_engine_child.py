@@ -1,6 +1,7 @@
 """What an engine process says when its model does not come up."""
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from gpu_worker.engine_child import EngineChild, StepClock
 from gpu_worker.engine_pipe import EngineOptions, LastWords
 from gpu_worker.engines.engine import LoadProgress, ModelUnusable, NotEnoughFreeMemory, OutOfDeviceMemory
 from gpu_worker.engines.fake import FakeEngine
-from gpu_worker.model_store import Fake
+from gpu_worker.model_store import Embedded, Fake
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.messages import JobPhase, ModelCard
 
@@ -40,6 +41,14 @@ class Unloadable(FakeEngine):
 
     def warm_up(self) -> None:
         raise self.error
+
+
+def test_an_embedded_model_that_is_not_whole_is_found_before_anything_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpu_worker.model_store.EMBEDDED_FOLDER", tmp_path)
+    with pytest.raises(ModelUnusable, match="install the worker again"):
+        engine_child.make_engine(Embedded(warning=""), EngineOptions())
 
 
 @pytest.mark.parametrize("in_warm_up", [False, True])

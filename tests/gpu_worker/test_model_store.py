@@ -187,8 +187,13 @@ def test_choices_cross_the_pipe(tmp_path: Path) -> None:
         assert pickle.loads(pickle.dumps(choice)) == choice
 
 
-def test_a_worker_without_its_embedded_model_says_to_install_it_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("folder", "problem"), [("none", "none: no such folder"), ("", "no model_index.json")]
+)
+def test_a_worker_without_its_embedded_model_says_to_install_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, problem: str
+) -> None:
     check_embedded_folder()
-    monkeypatch.setattr("gpu_worker.model_store.EMBEDDED_FOLDER", tmp_path / "none")
-    with pytest.raises(ModelUnusable, match=r"none: no such folder; .*: install it again$"):
+    monkeypatch.setattr("gpu_worker.model_store.EMBEDDED_FOLDER", tmp_path / folder)
+    with pytest.raises(ModelUnusable, match=f"install the worker again: .*{problem}"):
         check_embedded_folder()
