@@ -4,7 +4,7 @@ There is no generator's state in it: all that is random follows from the seed an
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ _NAMED: Final = 3
 
 
 class CheckpointUnusable(Exception):
-    """What is in the training folder is not of this code and recipe. The text says what."""
+    """What is in the training folder is not what this code would go on with. The text says what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def read(file: Path) -> Checkpoint | None:
         with safe_open(file, framework="pt") as stream:
             progress = json.loads((stream.metadata() or {})[_PROGRESS])
         return Checkpoint(progress["step"], progress["seed"], load_file(file))
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointUnusable(f"{file}: not what a stage writes: {error}") from error
 
 
@@ -71,15 +71,25 @@ def state_of(module: Any) -> Tensors:
 
 def load_state(module: Any, tensors: Tensors) -> None:
     """Raises `CheckpointUnusable` where these are not all of this module's and no others."""
-    expected = set(state_of(module))
-    if expected != set(tensors):
-        raise CheckpointUnusable(f"tensors of another model: {differences(expected, tensors)}")
+    check_alike(state_of(module), tensors)
     module.load_state_dict(tensors, strict=False)
+
+
+def check_alike(expected: Tensors, found: Tensors) -> None:
+    """Raise `CheckpointUnusable` unless names and shapes are the same."""
+    if expected.keys() != found.keys():
+        raise CheckpointUnusable(f"tensors of another model: {differences(expected.keys(), found)}")
+    others = [name for name, tensor in expected.items() if tensor.shape != found[name].shape]
+    if others:
+        raise CheckpointUnusable(f"tensors of another shape: {_some(others)}")
 
 
 def differences(expected: AbstractSet[str], found: Iterable[str]) -> str:
     """Some of the names that only one of them has, for people."""
-    names = sorted(expected ^ set(found))
+    return _some(sorted(expected ^ set(found)))
+
+
+def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 

@@ -32,7 +32,7 @@ class Stage(Protocol):
         """Of this step; random only by its number."""
 
     def measure(self, weights: checkpoint.Tensors) -> dict[str, float]:
-        """How good these weights are, on what was held out. It may take some seconds."""
+        """How good these weights are, on what was held out. It may take a minute."""
 
 
 class Course:
@@ -142,12 +142,13 @@ class Course:
         checkpoint.write(file, checkpoint.Checkpoint(self._step, self._seed, tensors))
 
     def _restore(self, found: checkpoint.Checkpoint) -> None:
-        self._step = found.step
+        if found.seed != self._seed:
+            raise checkpoint.CheckpointUnusable(f"of seed {found.seed}, not {self._seed}")
+        average = checkpoint.part(found.tensors, "average")
+        checkpoint.check_alike(self._average, average)
         checkpoint.load_state(self._module, checkpoint.part(found.tensors, "model"))
-        self._average = {
-            name: tensor.to(self._device)
-            for name, tensor in checkpoint.part(found.tensors, "average").items()
-        }
+        self._step = found.step
+        self._average = {name: tensor.to(self._device) for name, tensor in average.items()}
         if found.step:  # Before the first step optimizers have no states.
             load_states(self._optimizers, self._module, checkpoint.part(found.tensors, "optimizer"))
         self._sums = {

@@ -3,9 +3,12 @@
 import csv
 from collections import defaultdict
 from pathlib import Path
+from typing import Final
 
 from training.course import curve_file
 from training.recipe import STAGES, StageName
+
+_LOSSES: Final = {"loss", "mse", "tone", "clip", "t5", "flow", "place"}
 
 Curve = list[tuple[int, float]]
 """Steps and values."""
@@ -33,7 +36,7 @@ def _draw(folder: Path, name: StageName) -> Path:
 
     curves = read_curves(curve_file(folder, name))
     measured = {it: curve for it, curve in curves.items() if all(0 <= value <= 1 for _, value in curve[-1:])}
-    losses = {it: curve for it, curve in curves.items() if it in {"loss", "mse", "tone", "clip", "t5"}}
+    losses = {it: curve for it, curve in curves.items() if it in _LOSSES}
     parts = {it: curve for it, curve in measured.items() if it not in losses and it != "kl"}
     figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(7, 6), constrained_layout=True)
     for axes, shown, label in ((above, losses, "loss"), (below, parts, "part that is right")):

@@ -11,7 +11,6 @@ from diffusers import FluxPipeline
 
 from gpu_worker.digests import folder_entries
 from gpu_worker.manifest import FileEntry, Manifest, write_manifest
-from training.checkpoint import load_state
 from training.geometry import make_scheduler
 from training.latents import Latents
 from training.text import TextEncoders
@@ -25,7 +24,6 @@ def write_model(
     folder: Path,
     *,
     latents: Latents,
-    decoder: Any,
     text: TextEncoders,
     transformer: Any,
     recipe: str,
@@ -40,7 +38,6 @@ def write_model(
         ValueError: it is larger than what is shipped may be.
     """
     vae = latents.vae
-    load_state(vae.decoder, decoder)
     vae.register_to_config(scaling_factor=1 / latents.spread, shift_factor=latents.mean)
     pipeline = FluxPipeline(
         transformer=transformer,

@@ -41,7 +41,7 @@ _LONG_MAX: Final = 2.0
 """Times as long as wide."""
 _SIZES: Final = 8
 """Other ones in a shard."""
-MEASURED: Final = 64
+_MEASURED: Final = 64
 _MEASURED_STEPS: Final = 8
 
 
@@ -130,13 +130,15 @@ class SceneLatents:
             for height, width in (_draw_size(numbers) for _ in range(_SIZES)):
                 sizes.append((height, width, max(1, count // _SIZES * SIDE**2 // (height * width))))
         self._groups = [
-            self._group(shard, height, width, [draw_scene(numbers, pairs=_PAIRS) for _ in range(many)])
-            for height, width, many in sizes
+            self._group(
+                shard, number, height, width, [draw_scene(numbers, pairs=_PAIRS) for _ in range(many)]
+            )
+            for number, (height, width, many) in enumerate(sizes)
         ]
         self._shard = shard
 
-    def _group(self, shard: int, height: int, width: int, scenes: list[Scene]) -> Group:
-        jitter = chance.tensors(self._seed, self._name, "jitter", shard, height, width)
+    def _group(self, shard: int, number: int, height: int, width: int, scenes: list[Scene]) -> Group:
+        jitter = chance.tensors(self._seed, self._name, "jitter", shard, number)
         made = []
         for start in range(0, len(scenes), 16):
             pictures = render(scenes[start : start + 16], height, width, jitter, device=self._device)
@@ -146,10 +148,12 @@ class SceneLatents:
 
 def _draw_size(numbers: Random) -> tuple[int, int]:
     """Height and width of a picture that is not of the size to be good at."""
+    is_square = numbers.random() < _SQUARE
     while True:
         height = numbers.choice(_SIDES)
-        width = height if numbers.random() < _SQUARE else numbers.choice(_SIDES)
-        if (height, width) != (SIDE, SIDE) and max(height, width) <= _LONG_MAX * min(height, width):
+        width = height if is_square else numbers.choice(_SIDES)
+        fits = height != SIDE if is_square else height != width
+        if fits and max(height, width) <= _LONG_MAX * min(height, width):
             return height, width
 
 
@@ -208,7 +212,7 @@ def drawn_well(
     device: str,
     height: int = SIDE,
     width: int = SIDE,
-    count: int = MEASURED,
+    count: int = _MEASURED,
     guidance: float = 3.5,
 ) -> dict[str, float]:
     """The part of held-out scenes with one thing whose pictures are right, by property."""

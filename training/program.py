@@ -15,8 +15,8 @@ import torch
 from gpu_worker.engines.devices import choose_device
 from gpu_worker.manifest import read_manifest
 from training.autoencoder import AutoencoderStage
-from training.checkpoint import CheckpointUnusable, load_state, state_of
-from training.course import Course, Stage, result_file, steps_done, weights_of
+from training.checkpoint import CheckpointUnusable, load_state
+from training.course import Course, Stage, checkpoint_file, result_file, steps_done, weights_of
 from training.curves import draw_curves
 from training.decoder import DecoderStage
 from training.evaluation import Trial, evaluate, truth
@@ -25,7 +25,7 @@ from training.flow import FlowStage
 from training.geometry import make_transformer, make_vae
 from training.guidance import GuidanceStage
 from training.latents import Latents, measured_latents
-from training.recipe import PROFILES, STAGES, ProfileName, StageName
+from training.recipe import PROFILES, STAGES, ProfileName, StageName, follows
 from training.settings import TrainingSettings
 from training.sizes import SizesStage, transformer_weights
 from training.text import TextEncoders, TextStage, encoder_weights
@@ -36,7 +36,7 @@ _PROPERTIES: Final = ("ground", "colour", "position", "shape", "size", "all")
 
 
 class MissingStage(Exception):
-    """An earlier stage has no result yet. The text says which."""
+    """An earlier stage has no result, or none that the later ones are of. The text says which."""
 
 
 class Program:
@@ -90,10 +90,25 @@ class Program:
     def _learn(self, name: StageName) -> bool:
         if result_file(self._folder, name).is_file():
             return True
+        self._refuse_what_follows(name)
         stage = self._stage(name)
         course = Course(stage, self._folder, seed=self._settings.seed, device=self._device, say=self._say)
         with self._stopping_after_the_step():
             return course.run(self._must_stop, self._settings.measure_steps)
+
+    def _refuse_what_follows(self, name: StageName) -> None:
+        files = [
+            file
+            for each in STAGES
+            if each in follows(name)
+            for file in (result_file(self._folder, each), checkpoint_file(self._folder, each))
+            if file.is_file()
+        ]
+        if files:
+            raise MissingStage(
+                f"{self._folder}: stage {name} is not finished, but others were trained with its result:"
+                f" remove {', '.join(file.name for file in files)}"
+            )
 
     def _stage(self, name: StageName) -> Stage:
         recipe, seed, device = PROFILES[self._settings.profile][name], self._settings.seed, self._device
@@ -105,11 +120,14 @@ class Program:
             case "flow":
                 return FlowStage(recipe, self._latents(), self._text(), seed=seed, device=device)
             case "sizes":
-                flow = self._finished("flow")
-                return SizesStage(recipe, self._latents(), self._text(), flow, seed=seed, device=device)
+                begun, latents, text = self._finished("flow"), self._latents(), self._text()
+                with self._result_of("flow"):
+                    return SizesStage(recipe, latents, text, begun, seed=seed, device=device)
             case "guidance":
                 teacher = transformer_weights(self._finished("sizes"))
-                return GuidanceStage(recipe, self._latents(), self._text(), teacher, seed=seed, device=device)
+                latents, text = self._latents(), self._text()
+                with self._result_of("sizes"):
+                    return GuidanceStage(recipe, latents, text, teacher, seed=seed, device=device)
             case "decoder":
                 return DecoderStage(recipe, self._latents(), seed=seed, device=device)
             case _:
@@ -143,11 +161,17 @@ class Program:
             )
         return found
 
-    def _load(self, module: Any, name: StageName, tensors: dict[str, Any]) -> None:
+    @contextmanager
+    def _result_of(self, name: StageName) -> Iterator[None]:
+        """Whose files they are that cannot be used."""
         try:
-            load_state(module, tensors)
+            yield
         except CheckpointUnusable as error:
             raise CheckpointUnusable(f"{self._folder}: stage {name}: {error}") from error
+
+    def _load(self, module: Any, name: StageName, tensors: dict[str, Any]) -> None:
+        with self._result_of(name):
+            load_state(module, tensors)
 
     def _transformer(self) -> Any:
         """As the last stage that has begun with it would leave it."""
@@ -163,11 +187,11 @@ class Program:
     def _export(self) -> bool:
         latents = self._latents()
         transformer = self._transformer()
-        decoder = weights_of(self._folder, "decoder") or state_of(latents.vae.decoder)
+        if (decoder := weights_of(self._folder, "decoder")) is not None:
+            self._load(latents.vae.decoder, "decoder", decoder)
         size = write_model(
             self._folder / _MODEL,
             latents=latents,
-            decoder=decoder,
             text=self._text(),
             transformer=transformer,
             recipe=f"{self._settings.profile}-{self._settings.seed}",

@@ -36,10 +36,27 @@ class StageRecipe:
         return min(self.average, (step + 1) / (step + 10))
 
 
+NEEDS: Final[dict[StageName, tuple[StageName, ...]]] = {
+    "autoencoder": (),
+    "text": (),
+    "flow": ("autoencoder", "text"),
+    "sizes": ("flow",),
+    "guidance": ("sizes",),
+    "decoder": ("autoencoder",),
+}
+"""Those whose results a stage is trained with."""
+
+
+def follows(name: StageName) -> set[StageName]:
+    """The stages that are to be trained again when this one was."""
+    direct = {each for each, needed in NEEDS.items() if name in needed}
+    return direct.union(*(follows(each) for each in direct))
+
+
 Profile = dict[StageName, StageRecipe]
 
 PROFILES: Final[dict[ProfileName, Profile]] = {
-    # One or two cores in the background: a quarter of a million pictures, some hours.
+    # One or two cores in the background, many hours.
     "cpu": {
         "autoencoder": StageRecipe(steps=6000, batch=32, rate=2e-3),
         "text": StageRecipe(steps=2500, batch=64, rate=3e-3),

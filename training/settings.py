@@ -22,7 +22,7 @@ class TrainingSettings(ComponentSettings):
     stage: Task = Field(
         "all",
         description="one stage (autoencoder, text, flow, sizes, guidance, decoder), all of them and the"
-        " export, export (what is there so far), evaluate (a model folder), or curves (their pictures)",
+        " export, export (what is there so far), evaluate (a model folder), or curves (a picture of each)",
     )
     folder: Path = Field(Path("training-run"), description="for checkpoints, curves and the model")
     profile: ProfileName = Field("cpu", description="how long and how wide: cpu, gpu, or tiny for tests")

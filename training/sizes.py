@@ -2,7 +2,8 @@
 
 Nothing tells a FLUX transformer how large its picture is, only each token's row and column. Trained on one
 size it takes them for places, and from pictures of many sizes alone it is very slow to find out. So it is
-asked halfway where in its picture each token is: some hundred steps teach it that, and the rest follows.
+asked halfway where in its picture each token is: some hundred steps teach it that, and right positions
+follow.
 """
 
 from typing import Any, Final

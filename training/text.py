@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from training import chance
 from training.captions import caption
-from training.checkpoint import Tensors, load_state
+from training.checkpoint import Tensors, load_state, part
 from training.geometry import T5_TOKENS, make_clip, make_t5
 from training.recipe import StageName, StageRecipe
 from training.scenes import CELLS, COLOURS, SHAPES, SIZES, Scene, draw_scene
@@ -112,9 +112,7 @@ class TextStage:
 
 def encoder_weights(weights: Tensors) -> Tensors:
     """Of the encoders alone, from the stage's result."""
-    return {
-        name.removeprefix("encoders."): it for name, it in weights.items() if name.startswith("encoders.")
-    }
+    return part(weights, "encoders")
 
 
 def _numbers_of(scene: Scene) -> list[int]:

@@ -14,7 +14,6 @@ from gpu_worker.model_store import check_flux_folder
 from gpu_worker.quantize import main as quantize
 from proto.messages import ImageParameters
 from training.autoencoder import untrained_vae
-from training.checkpoint import state_of
 from training.export import SIZE_MAX_BYTES, write_model
 from training.geometry import make_transformer
 from training.latents import Latents
@@ -30,7 +29,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     size = write_model(
         folder,
         latents=Latents(vae, 0.1, 0.9),
-        decoder=state_of(vae.decoder),
         text=TextEncoders(),
         transformer=make_transformer(),
         recipe="tiny-8",

@@ -7,11 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from proto.configuration import load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_INTERRUPTED
 from training import checkpoint
 from training.__main__ import main
 from training.course import result_file
-from training.program import report_for_card
+from training.geometry import make_transformer
+from training.program import Program, report_for_card
+from training.recipe import PROFILES
+from training.settings import TrainingSettings
+from training.sizes import Placed
 from training.text import TextStage
 
 
@@ -63,10 +68,39 @@ def test_what_cannot_be_gone_on_with_is_said(tmp_path: Path, capsys: pytest.Capt
     checkpoint.write(file, checkpoint.Checkpoint(1, 1, tensors))
     assert run(tmp_path, "--stage", "text") == EXIT_BAD_CONFIGURATION
     assert f"{file}: tensors of another model: " in capsys.readouterr().err
+    taught = checkpoint.state_of(TextStage(PROFILES["tiny"]["text"], seed=1, device="cpu").trained)
+    tensors = {
+        f"{kind}.{name}": tensor.flatten()[:1].clone()
+        for kind in ("model", "average")
+        for name, tensor in taught.items()
+    }
+    for seed, problem in ((2, "of seed 2, not 1"), (1, "tensors of another shape: ")):
+        checkpoint.write(file, checkpoint.Checkpoint(1, seed, tensors))
+        assert run(tmp_path, "--stage", "text") == EXIT_BAD_CONFIGURATION
+        assert f"{file}: {problem}" in capsys.readouterr().err
     for name in ("autoencoder", "text"):
         checkpoint.write(result_file(tmp_path, name), checkpoint.Checkpoint(1, 1, tensors))
     assert run(tmp_path, "--stage", "flow") == EXIT_BAD_CONFIGURATION
     assert "stage autoencoder: tensors of another model: " in capsys.readouterr().err
+
+
+def test_what_others_were_trained_with_is_not_trained_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("flow.safetensors", "guidance.checkpoint", "decoder.checkpoint"):
+        (tmp_path / name).write_bytes(b"")
+    assert run(tmp_path, "--stage", "text") == EXIT_BAD_CONFIGURATION
+    assert "remove flow.safetensors, guidance.checkpoint\n" in capsys.readouterr().err
+
+
+def test_the_transformer_of_the_latest_stage_is_exported(tmp_path: Path) -> None:
+    program = Program(load_settings(TrainingSettings, ["--folder", str(tmp_path)], "training"))
+    for number, (name, module) in enumerate(
+        [("flow", make_transformer()), ("sizes", Placed()), ("guidance", make_transformer())]
+    ):
+        tensors = {key: torch.full_like(it, number) for key, it in checkpoint.state_of(module).items()}
+        checkpoint.write(tmp_path / f"{name}.safetensors", checkpoint.Checkpoint(1, 1, tensors))
+        assert float(program._transformer().x_embedder.weight.detach().mean()) == number
 
 
 def test_the_card_has_what_was_measured_of_these_weights(tmp_path: Path) -> None:

@@ -6,11 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from training import flow
+from training import flow, sizes
+from training.autoencoder import untrained_vae
 from training.checkpoint import state_of
 from training.flow import SIDE
 from training.geometry import PATCH, make_transformer
-from training.sizes import Placed, transformer_weights
+from training.latents import Latents
+from training.recipe import PROFILES
+from training.sizes import Placed, SizesStage, transformer_weights
+from training.text import TextEncoders
 
 
 def test_a_place_is_asked_for_as_a_part_of_the_picture() -> None:
@@ -44,10 +48,20 @@ def test_only_the_transformer_goes_on() -> None:
     assert kept.keys() == state_of(make_transformer()).keys()
 
 
+def test_every_size_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizes, "_MEASURED_SIZES", ((64, 64), (32, 64)))
+    monkeypatch.setattr(sizes, "_MEASURED", 1)
+    latents, text = Latents(untrained_vae(7), 0.1, 0.9), TextEncoders().eval()
+    stage = SizesStage(
+        PROFILES["tiny"]["sizes"], latents, text, state_of(make_transformer()), seed=1, device="cpu"
+    )
+    assert stage.measure(state_of(stage.trained)).keys() == {"all_64x64", "all_64x32"}
+
+
 def test_other_sizes_are_squares_and_others_of_up_to_two_to_one() -> None:
     numbers = random.Random("sizes")
-    sizes = [flow._draw_size(numbers) for _ in range(3000)]
-    assert {side for size in sizes for side in size} == set(range(128, 513, 32))
-    assert (SIDE, SIDE) not in sizes
-    assert all(max(size) <= 2 * min(size) for size in sizes)
-    assert 0.5 < sum(height == width for height, width in sizes) / len(sizes) < 0.7
+    drawn = [flow._draw_size(numbers) for _ in range(3000)]
+    assert {side for size in drawn for side in size} == set(range(128, 513, 32))
+    assert (SIDE, SIDE) not in drawn
+    assert all(max(size) <= 2 * min(size) for size in drawn)
+    assert sum(height == width for height, width in drawn) / len(drawn) == pytest.approx(0.5, abs=0.05)
