@@ -1,5 +1,6 @@
 """What the worker's host and GPUs are busy with, through psutil and NVML."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -17,6 +18,10 @@ from proto.messages import GpuReading, Readings
 _MIB: Final = 1024 * 1024
 _MAX_GPUS: Final = 64
 _NAME_CHARACTERS: Final = 128
+DRIVER_RETRY_S: Final = 60.0
+"""Until a driver that was not there is looked for again: each look leaves 2.6 kB of cycles (ctypes' classes)
+for the garbage collector, which seldom looks.
+"""
 
 _A = TypeVar("_A")
 _T = TypeVar("_T")
@@ -68,11 +73,18 @@ class _CpuTimes:
 class ReadingsTaker:
     """Takes readings, one at a time, in whatever thread. A GPU that does not answer is left out."""
 
-    def __init__(self, cuda_visible_devices: str | None, nvml: Nvml = pynvml) -> None:
+    def __init__(
+        self,
+        cuda_visible_devices: str | None,
+        nvml: Nvml = pynvml,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`cuda_visible_devices` as in the variable of that name: None for all GPUs."""
         self._cuda_visible_devices = cuda_visible_devices
         self._nvml = nvml
+        self._clock = clock
         self._driver = _Driver.UNKNOWN
+        self._look_at = clock()
         self._cpu_times = _CpuTimes.read()
 
     def take(self) -> Readings:
@@ -108,6 +120,9 @@ class ReadingsTaker:
         """Whether there is a driver. Where there is none, one may still be installed later."""
         if self._driver is _Driver.THERE:
             return True
+        if self._clock() < self._look_at:
+            return False
+        self._look_at = self._clock() + DRIVER_RETRY_S
         try:
             self._nvml.nvmlInit()
         except self._nvml.NVMLError as error:
@@ -121,6 +136,7 @@ class ReadingsTaker:
     def _forget_driver(self) -> None:
         """After an update of the driver only a new start of NVML helps."""
         self._driver = _Driver.ABSENT
+        self._look_at = self._clock()
         try:
             self._nvml.nvmlShutdown()
         except self._nvml.NVMLError as error:

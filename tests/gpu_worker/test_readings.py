@@ -2,6 +2,7 @@
 
 # ruff: noqa: N802, ARG002 - the stand-in has NVML's names and parameters
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gpu_worker.own_gpu import own_gpu
-from gpu_worker.readings import Nvml, ReadingsTaker, device_label, visible_handles
+from gpu_worker.readings import DRIVER_RETRY_S, Nvml, ReadingsTaker, device_label, visible_handles
 from proto.codec import decode, encode
 from proto.messages import Readings, WorkerPhase, WorkerReport
 
@@ -234,7 +235,8 @@ def test_any_name_will_do(name: str) -> None:
 
 
 def test_no_driver_is_said_once_and_quietly() -> None:
-    taker = ReadingsTaker(None, FakeNvml(driver=False))
+    now = itertools.count(0.0, DRIVER_RETRY_S)
+    taker = ReadingsTaker(None, FakeNvml(driver=False), now.__next__)
     with capture_logs() as logged:
         taker.take()
         taker.take()
@@ -243,12 +245,30 @@ def test_no_driver_is_said_once_and_quietly() -> None:
 
 def test_a_driver_that_comes_goes_and_comes_back() -> None:
     nvml = three_gpus()
-    taker = ReadingsTaker(None, nvml)
+    now = 0.0
+    taker = ReadingsTaker(None, nvml, lambda: now)
     counts = []
     for nvml.driver in (False, True, True, False, False, True):
         counts.append(len(taker.take().gpus))
+        now += DRIVER_RETRY_S
     assert counts == [0, 3, 3, 0, 0, 3]
     assert nvml.starts == 4, "started anew only where it was not there"
+
+
+def test_a_driver_that_is_not_there_is_seldom_looked_for() -> None:
+    """Each look leaves garbage behind. One that was there is looked for at once: it may have been updated."""
+    nvml = FakeNvml(driver=False)
+    now = 0.0
+    taker = ReadingsTaker(None, nvml, lambda: now)
+    for _ in range(600):
+        taker.take()
+        now += 1.0
+    assert nvml.starts == 600 / DRIVER_RETRY_S
+    nvml, now = three_gpus(), 0.0
+    taker = ReadingsTaker(None, nvml, lambda: now)
+    for nvml.driver in (True, False, True):
+        taker.take()
+    assert nvml.starts == 2
 
 
 def test_the_installed_library_works_here() -> None:
