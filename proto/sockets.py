@@ -15,8 +15,11 @@ from proto.messages import Body
 HIGH_WATER_MARK: Final = 1024
 """Messages queued for, and from, one peer: a frontend with all its calls at once. Images are far fewer,
 as many as jobs that run."""
-ZMTP_HEARTBEAT_MS: Final = 1000
-ZMTP_TIMEOUT_MS: Final = 3000
+DEAD_CONNECTION_MS: Final = 3000
+"""Without a sign of the other host's kernel. Not by ZMTP's heartbeats: with them libzmq 4.3 ends the process
+when a connection is lost while its messages wait for room (libzmq issues 3937, 4364, 4767).
+"""
+_PROBE_S: Final = 1
 HANDSHAKE_MS: Final = 2500
 """Less than `broker_silent_s`, so that a peer hears of it before it gives up its socket."""
 RECONNECT_MS: Final = 100
@@ -73,8 +76,11 @@ class LoopSocket:
         self._socket.set(zmq.RCVHWM, HIGH_WATER_MARK)
         self._socket.set(zmq.MAXMSGSIZE, max_message_bytes)
         self._socket.set(zmq.IPV6, 1)
-        self._socket.set(zmq.HEARTBEAT_IVL, ZMTP_HEARTBEAT_MS)
-        self._socket.set(zmq.HEARTBEAT_TIMEOUT, ZMTP_TIMEOUT_MS)
+        self._socket.set(zmq.TCP_KEEPALIVE, 1)
+        self._socket.set(zmq.TCP_KEEPALIVE_IDLE, _PROBE_S)
+        self._socket.set(zmq.TCP_KEEPALIVE_INTVL, _PROBE_S)
+        self._socket.set(zmq.TCP_KEEPALIVE_CNT, DEAD_CONNECTION_MS // 1000 // _PROBE_S)
+        self._socket.set(zmq.TCP_MAXRT, DEAD_CONNECTION_MS)
         self._socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         if kind == zmq.ROUTER:
             self._socket.set(zmq.ROUTER_MANDATORY, 1)

@@ -22,7 +22,7 @@ LATE_S = 0.5
 LATE_COPIES = 0.3
 """How likely the second copy of a message takes much longer than the first."""
 BROKEN_AFTER_S = 4.0
-"""How long a connection lives through which nothing comes: ZMTP heartbeats end it."""
+"""How long a connection lives through which nothing comes: TCP ends it."""
 RECONNECT_MAX_S = 1.0
 
 

@@ -139,8 +139,18 @@ async def test_a_peer_that_insists_makes_one_line(router, endpoints, keys, raw, 
     assert router._shed()["turned_away"] >= 3
 
 
+def nobody_authenticates():
+    with zmq.Context.instance().socket(zmq.REP) as socket:
+        try:
+            socket.bind("inproc://zeromq.zap.01")
+        except zmq.ZMQError:
+            return False
+    return True
+
+
 async def test_without_its_authenticator_nobody_is_admitted(router, endpoints, keys, raw, logs, until):
     router._authenticator.close()
+    await until(nobody_authenticates)
     worker = raw(zmq.DEALER, endpoints[0], **keys.options("worker"))
     await shout(worker, worker_report())
     await until(lambda: turned_away(logs))

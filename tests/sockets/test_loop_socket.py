@@ -4,7 +4,10 @@ import asyncio
 import itertools
 import os
 import select
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import zmq
@@ -13,6 +16,7 @@ from proto.loop_reader import PARTS_MAX
 from proto.sockets import HIGH_WATER_MARK, SendResult
 
 BURST = 3000
+FLOODED = Path(__file__).with_name("flooded.py")
 AT_ONCE_S = 5.0
 """For a call that must not wait for anybody."""
 
@@ -214,3 +218,10 @@ async def test_closing_does_not_wait(endpoint, loop_socket):
     dealer.close()
     dealer.close()
     assert time.monotonic() - began < AT_ONCE_S
+
+
+def test_a_process_outlives_a_peer_that_floods_it_and_ends(any_endpoint):
+    run = subprocess.run(
+        [sys.executable, FLOODED, any_endpoint], timeout=60, capture_output=True, check=False
+    )
+    assert (run.returncode, run.stderr) == (0, b"")
