@@ -1,9 +1,8 @@
 """Memory and descriptors of every process over very many jobs: `tox -e soak`, or `python -m soak`.
 
 A tenth of the jobs is cancelled, and all workers but the first come and go. A process that lived through a
-fifth of the jobs must not grow by more than `growth.SLOPE_MAX_MB` of its own memory in 10,000 jobs and
-`growth.WARM_UP_MB` in all, nor in descriptors. Exit status 1 if one does; the samples are kept, for
-`python -m soak.chart`.
+fifth of the jobs must not grow by more than `growth.SLOPE_MAX_MB` of its own memory in 10,000 jobs, nor in
+descriptors. Exit status 1 if one does; the samples are kept, for `python -m soak.chart`.
 """
 
 import argparse

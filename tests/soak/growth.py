@@ -10,8 +10,6 @@ from soak.slope import theil_sen
 
 SLOPE_MAX_MB: Final = 1.0
 """Of a process's own memory, in 10,000 jobs."""
-WARM_UP_MB: Final = 4.0
-"""So much every process may grow: its tables fill, and it keeps what it once needed at the same time."""
 DESCRIPTORS_SLOPE_MAX: Final = 1.0
 """In 10,000 jobs."""
 LIFE_SHARE_MIN: Final = 0.2
@@ -50,9 +48,7 @@ class Growth:
 
     @property
     def is_too_much(self) -> bool:
-        grown_mb = self.uss_slope * self.jobs / 10_000
-        grows = self.uss_slope > SLOPE_MAX_MB and grown_mb > WARM_UP_MB
-        return grows or self.descriptors_slope > DESCRIPTORS_SLOPE_MAX
+        return self.uss_slope > SLOPE_MAX_MB or self.descriptors_slope > DESCRIPTORS_SLOPE_MAX
 
 
 def growths(samples: Iterable[Sample], jobs: int) -> list[Growth]:
