@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from itertools import islice
 from random import Random
 from typing import Final
 from urllib.parse import urlsplit
@@ -16,9 +17,8 @@ from proto.failures import RefusalReason
 from proto.messages import Refuse, Start, Submit, WorkerPhase, WorkerReport
 
 SEND_LIMIT_MS: Final = 300_000
-PEERS: Final = 4
-"""That send at the same time; each is replaced now and then."""
 MESSAGES_A_LIFE: Final = 2000
+"""Then another peer goes on."""
 PARTS: Final = 100_000
 HALF_OPEN: Final = 200
 """Raw connections at the same time."""
@@ -29,6 +29,8 @@ DENIED: Final = (
 )
 GREETING: Final = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL".ljust(22, b"\0") + bytes(33)
 """ZMTP 3.0 (RFC 23), 64 bytes with the first ten."""
+QUESTION: Final = [b"FLX1\x02\x01\0\0", b"\x80"]
+"""Of another version: that is always answered."""
 Options = Mapping[str, bytes]
 
 
@@ -78,22 +80,21 @@ def flood(endpoint: str, count: int, random: Random, options: Options) -> int:
     sent = 0
     with zmq.Context() as context:
         frames = hostile_frames(count, random)
-        while sent < count:
+        while life := list(islice(frames, MESSAGES_A_LIFE)):
             with _peer(context, zmq.DEALER, options) as peer:
                 peer.connect(endpoint)
-                for each, _ in zip(frames, range(MESSAGES_A_LIFE), strict=False):
+                for each in life:
                     peer.send_multipart(each)
-                    sent += 1
                 _drained(peer)
+                sent += len(life)
     return sent
 
 
 def _drained(peer: "zmq.Socket[bytes]") -> None:
-    """Until what was sent is likely gone: a question that is answered."""
-    peer.send_multipart([b"FLX1\x02\x01\0\0", b"\x80"])  # another version is always answered
-    with suppress(zmq.Again):
-        peer.set(zmq.RCVTIMEO, SEND_LIMIT_MS)
-        peer.recv_multipart()
+    """Until what was sent is likely gone."""
+    peer.send_multipart(QUESTION)
+    if not peer.poll(SEND_LIMIT_MS):
+        raise AssertionError("another version is not answered")
 
 
 def oversized(endpoint: str, count: int, _random: Random, options: Options) -> int:
