@@ -56,3 +56,9 @@ class Backlog(Generic[T]):
         if self._reports.get(peer) == number:
             del self._reports[peer]
         return message
+
+    def clear(self) -> None:
+        """Nobody will handle what is here."""
+        self._messages.clear()
+        self._reports.clear()
+        self._size_bytes = 0

@@ -86,6 +86,8 @@ class LoopReader:
             self._look_again.cancel()
         self._loop.remove_reader(self._fd)
         self._socket.close(linger=0)
+        # What is closed lives until the garbage collector comes, and that may be megabytes.
+        self._backlog.clear()
 
     def _drain(self) -> None:
         if self._look_again is not None:

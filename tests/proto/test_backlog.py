@@ -63,6 +63,16 @@ def test_it_is_bounded_by_number_and_by_bytes(waiting, monkeypatch):
     assert not waiting.is_full
 
 
+def test_what_is_cleared_counts_no_more(waiting):
+    waiting.add("A1", backlog.MAX_BYTES)
+    waiting.clear()
+    assert not waiting
+    assert not waiting.is_full
+    waiting.add("A2", 1)
+    assert taken(waiting) == ["A2"]
+    assert waiting.superseded == 0
+
+
 def test_which_messages_are_reports():
     assert [
         is_report(bytes(encode(message)[0])) for message in (worker_report(), frontend_report(), submit())

@@ -72,6 +72,7 @@ async def test_a_reader_that_is_closed_while_it_handles_stops(pair, until):
     await until(lambda: handled)
     assert reader._look_again is None
     assert handled == [1]
+    assert not reader._backlog, "megabytes may be kept until the garbage collector comes"
 
 
 async def test_what_is_beyond_the_bound_of_the_backlog_is_read_when_there_is_room(pair, until, monkeypatch):
