@@ -11,14 +11,14 @@ from proto.loop_reader import HANDLED_AT_ONCE, LoopReader
 def pair(endpoint):
     """Two ends in one process: what one has sent is at the other one at once."""
     context = zmq.Context.instance()
-    ours, theirs = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
-    name = f"inproc://{endpoint.rpartition('/')[2]}"
-    ours.bind(name)
-    theirs.connect(name)
-    yield ours, theirs
-    theirs.close(linger=0)
-    if not ours.closed:
-        ours.close(linger=0)
+    # Named anew each time: libzmq frees a name some time after its socket was closed.
+    name = f"inproc://{endpoint}"
+    with context.socket(zmq.PAIR) as ours, context.socket(zmq.PAIR) as theirs:
+        for each in (ours, theirs):
+            each.set(zmq.LINGER, 0)
+        ours.bind(name)
+        theirs.connect(name)
+        yield ours, theirs
 
 
 async def test_all_that_has_come_is_taken_before_any_of_it_is_handled(pair, until):
