@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 REQUEST_MAX_BYTES: Final = 1024 * 1024
 """Far above any valid request: what is a little too long is to hear our error and not gRPC's."""
+PENDING_CALLS_MAX: Final = 10_000
+"""That have come and that the loop has not looked at yet, all connections together."""
 FLUSH_S: Final = 2.0
 """For answers that are on their way when the last call has been answered."""
 
@@ -195,6 +197,9 @@ def _server_options(settings: FrontendSettings) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 0),
         ("grpc.keepalive_timeout_ms", timeout_ms),
         ("grpc.http2.ping_timeout_ms", timeout_ms),  # without it the one above never ended a call
+        # Beyond it gRPC cancels calls without a word; by default from a thousand on.
+        ("grpc.server.max_pending_requests", PENDING_CALLS_MAX),
+        ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS_MAX),
         # Clients may ask as well; by default one that does so more often than every 300 s is cut off.
         ("grpc.http2.min_ping_interval_without_data_ms", 1000),
     ]

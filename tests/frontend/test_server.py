@@ -52,6 +52,13 @@ async def test_health_of_an_unknown_service_is_not_found(frontend):
     assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+async def test_of_thousands_of_calls_at_once_each_is_answered(frontend):
+    """More than gRPC lets wait by itself: it cancels what is beyond, and no client knows why."""
+    calls = [frontend.stub.Ping(image_gen_pb2.PingRequest(), metadata=frontend.key) for _ in range(4000)]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert {str(answer) for answer in answers} == {'message: "Pong"\n'}
+
+
 async def test_a_drain_finishes_open_calls_and_tells_everyone(start_frontend, limit_s):
     async with start_frontend() as frontend:
         frontend.cluster.set_ready_workers(1)

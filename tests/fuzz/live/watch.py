@@ -22,8 +22,13 @@ ANSWER_LIMIT_S: Final = 120.0
 """For one good call, on a machine that is attacked."""
 _LOOK_S: Final = 0.1
 _MIB: Final = 1024 * 1024
-_AGAIN: Final = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}
-"""Codes after which a client comes again: a busy worker, a connection that a flood has cost."""
+_AGAIN: Final = {
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+}
+"""Codes after which a client comes again: a busy worker, a connection that a flood has cost, too many calls
+at once."""
 
 
 class GoodClient(threading.Thread):
@@ -130,7 +135,15 @@ class Watch:
         return found
 
     def _shed_now(self) -> dict[str, int]:
-        return dict(self._stack.metrics().shed)
+        give_up_at = time.monotonic() + ANSWER_LIMIT_S
+        pause = threading.Event()
+        while True:
+            try:
+                return dict(self._stack.metrics().shed)
+            except grpc.RpcError as error:
+                if error.code() not in _AGAIN or time.monotonic() > give_up_at:
+                    raise
+            pause.wait(_LOOK_S)
 
     def _sample(self) -> None:
         while not self._over.wait(_LOOK_S):
