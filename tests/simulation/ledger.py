@@ -149,6 +149,7 @@ class Ledger:
         if before is None or before == broker_index:
             return False
         call.left_at[before] = self.world.now
+        call.admitted_by.clear()
         call.moved_at, call.taken_at, call.passed_on, call.deaf_since = self.world.now, None, False, None
         return True
 
