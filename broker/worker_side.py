@@ -143,8 +143,16 @@ class WorkerSide:
                     reason=refuse.reason.value,
                 )
                 self._job_life.take_back(worker.slot.execution_id, now)
-                self._state.workers.set_slot(worker, Unclear())
+                self._state.workers.set_slot(worker, self._slot_after_refusal(worker))
                 return
+
+    @staticmethod
+    def _slot_after_refusal(worker: Worker) -> Slot:
+        """What it runs instead, if a report that crossed the START has said so."""
+        running = worker.report.running
+        if running is None or worker.seq != worker.report.seq:  # Nothing, or what has ended since.
+            return Unclear()
+        return Running(running.claim.job_id, running.execution_id)
 
     def _outcome_came(self, route: bytes, outcome: Outcome, now: float) -> None:
         worker = self._state.workers.of_incarnation(outcome.worker_id, outcome.incarnation)
