@@ -52,9 +52,8 @@ class WorkerSide:
         elif report.seq <= worker.seq:
             return
         self._state.workers.take(worker, report, route, now)
-        before = worker.slot
         self._state.workers.set_slot(worker, self._slot_after_report(worker, now))
-        self._take_back_missing(worker, before, now)
+        self._put_back_missing(worker, now)
         self._adoption.reported(worker, now)
         self._adoption.renew_claim(worker, now)
         self._state.send_worker_view(worker)
@@ -85,6 +84,8 @@ class WorkerSide:
     def _slot_after_report(self, worker: Worker, now: float) -> Slot:
         """What the worker's own words make of what was believed of it."""
         running, before = worker.report.running, worker.slot
+        if self._has_crossed_start(worker, now):
+            return before
         if running is not None:
             return Running(running.claim.job_id, running.execution_id)
         match before:
@@ -97,29 +98,39 @@ class WorkerSide:
             case _:
                 assert_never(before)
 
+    def _has_crossed_start(self, worker: Worker, now: float) -> bool:
+        """Whether the report may be older than the START that was sent last, of which it knows nothing.
+
+        What it shows instead was begun by another broker. It may be over when the START arrives; if not, that
+        is refused.
+        """
+        slot, running = worker.slot, worker.report.running
+        if not isinstance(slot, Offered) or now - slot.sent_at >= self._state.timing.repeat_after_s:
+            return False
+        runs_it = running is not None and running.execution_id == slot.execution_id
+        return not runs_it and not worker.holds(slot.execution_id)
+
     def _offered_again(self, worker: Worker, offered: Offered, now: float) -> Slot:
-        """The report knows nothing of the START: it may have crossed it on its way, or the START was lost."""
-        if now - offered.sent_at < self._state.timing.repeat_after_s:
-            return offered
+        """The START was lost, or will never be of use."""
         job = self._state.jobs.wanting(offered.execution_id)
         if job is None or not isinstance(job.state, Dispatched):
             return Idle(now)
         self._job_life.send_start(worker, job, offered.execution_id, now)
         return Offered(offered.job_id, offered.execution_id, now)
 
-    def _take_back_missing(self, worker: Worker, before: Slot, now: float) -> None:
-        """Jobs that are believed to be on this worker, and of which it knows nothing."""
+    def _put_back_missing(self, worker: Worker, now: float) -> None:
+        """Jobs that are believed to be on this worker, and of which it knows nothing.
+
+        Their attempts count: nobody knows that they were not begun.
+        """
         slot = worker.slot
         for job in self._state.jobs.on_worker(worker.worker_id):
             execution_id = job.current_execution
             in_slot = isinstance(slot, Offered | Running) and slot.execution_id == execution_id
             if execution_id is None or in_slot or worker.holds(execution_id):
                 continue
-            if isinstance(before, Offered) and before.execution_id == execution_id:
-                self._job_life.take_back(execution_id, now)
-            else:
-                failure = JobFailed(code=FailureCode.WORKER_LOST, detail="the worker lost the outcome")
-                self._job_life.put_back(job, failure, now)
+            failure = JobFailed(code=FailureCode.WORKER_LOST, detail="the worker knows nothing of it")
+            self._job_life.put_back(job, failure, now)
 
     def _start_refused(self, refuse: Refuse, now: float) -> None:
         for worker in self._state.workers:
@@ -132,8 +143,16 @@ class WorkerSide:
                     reason=refuse.reason.value,
                 )
                 self._job_life.take_back(worker.slot.execution_id, now)
-                self._state.workers.set_slot(worker, Unclear())
+                self._state.workers.set_slot(worker, self._slot_after_refusal(worker))
                 return
+
+    @staticmethod
+    def _slot_after_refusal(worker: Worker) -> Slot:
+        """What it runs instead, if a report that crossed the START has said so."""
+        running = worker.report.running
+        if running is None or worker.seq != worker.report.seq:  # Nothing, or what has ended since.
+            return Unclear()
+        return Running(running.claim.job_id, running.execution_id)
 
     def _outcome_came(self, route: bytes, outcome: Outcome, now: float) -> None:
         worker = self._state.workers.of_incarnation(outcome.worker_id, outcome.incarnation)

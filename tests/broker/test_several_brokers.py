@@ -208,6 +208,51 @@ def test_two_brokers_that_started_something_on_one_worker(standby):
     assert standby.started().claim.job_id == JOB
 
 
+def test_a_report_of_what_another_broker_runs_there_may_have_crossed_the_start(standby):
+    """It may be over when the START arrives, which then begins."""
+    standby.submit()
+    execution_id = standby.started().execution_id
+    standby.runs(THEIRS, "their job", wanted_elsewhere=True)
+    standby.worker()
+    assert standby.view().wanted == (execution_id,)
+    assert standby.starts() == []
+    standby.runs(execution_id)
+    assert (standby.job().current_execution, standby.job().attempts) == (execution_id, 1)
+
+
+def test_if_it_is_not_over_the_start_is_refused_and_the_attempt_does_not_count(standby):
+    standby.submit()
+    execution_id = standby.started().execution_id
+    standby.runs(THEIRS, "their job", wanted_elsewhere=True)
+    standby.from_worker(Refuse(reason=RefusalReason.WORKER_BUSY, execution_id=execution_id))
+    assert (standby.job().current_execution, standby.job().attempts) == (None, 0)
+
+
+def test_a_job_whose_start_is_refused_takes_what_its_worker_was_told_to_run_of_its_call_instead(standby):
+    standby.worker("second")
+    again = identifier("again")
+    standby.submit(idempotency=again)
+    execution_id = standby.started().execution_id
+    standby.runs(THEIRS, "their job", claim=claim("their job", idempotency_hash=again), wanted_elsewhere=True)
+    standby.from_worker(Refuse(reason=RefusalReason.WORKER_BUSY, execution_id=execution_id))
+    assert standby.job().current_execution == THEIRS
+    assert standby.starts() == []
+
+
+def test_a_worker_that_still_runs_theirs_after_a_while_has_lost_the_start_or_its_refusal(standby):
+    """Or has begun it in between: the attempt counts."""
+    standby.submit()
+    standby.started()
+    standby.after(1.4)
+    standby.runs(THEIRS, "their job", wanted_elsewhere=True)
+    assert standby.job().current_execution is not None
+    standby.after(0.2)
+    standby.runs(THEIRS, "their job", wanted_elsewhere=True)
+    assert (standby.job().current_execution, standby.job().attempts) == (None, 1)
+    standby.worker()
+    assert standby.started().claim.attempts == 2
+
+
 # --- What it lets go ---------------------------------------------------------------------------
 
 

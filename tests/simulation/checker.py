@@ -224,6 +224,8 @@ class Checker:
         """Some of what it tells its operator says what it has given up."""
         if note.event in ("worker lost", "worker left"):
             self._dispatches.worker_lost(broker, note.fields["worker_id"])
+        if note.event in ("job admitted", "image given again"):
+            self._keys.admitted(broker, note.fields["job_id"])  # type: ignore[arg-type]
         if note.event in ("execution adopted", "image given again"):
             self._dispatches.adopted(broker, note.fields["execution_id"])  # type: ignore[arg-type]
         if note.event == "execution adopted":

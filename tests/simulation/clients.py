@@ -103,8 +103,16 @@ class Clients:
         return dataclasses.replace(wanted, job=other.job)
 
     def _of_other_key(self, wanted: Wish) -> Wish:
-        """The same hash and the same image for another API key: frontends make no such, but who knows."""
-        return dataclasses.replace(wanted, key=f"stranger-{self._rng.randrange(2)}")
+        """The same hash and the same image for another API key: frontends make no such, but who knows.
+
+        A key has the same limits in all its calls: these are not of the one whose image it is.
+        """
+        return dataclasses.replace(
+            wanted,
+            key=f"stranger-{self._rng.randrange(2)}",
+            key_limit=self._plan.key_limit,
+            queue_share=1.0,
+        )
 
     def _call_over(self, call: Call) -> None:
         errand = self._errands.pop(call.job_id, None)

@@ -24,6 +24,10 @@ class KeyRules:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
+    def admitted(self, broker: "BrokerActor", job_id: bytes) -> None:
+        """This broker says that it has made a job of its own of this call."""
+        self._ledger.calls[job_id].admitted_by.add(broker.epoch)
+
     def accepted(self, call: Call, broker: "BrokerActor") -> None:
         """Its frontend has just seen that this broker has taken it."""
         self._check_limit(call)
@@ -54,13 +58,8 @@ class KeyRules:
 
     def _joins(self, call: Call) -> bool:
         """It waits for a job that its broker had already: that one was judged when it came."""
-        if any(
-            other is not call and other.at == call.at and other.accepted_at is not None
-            for other in self._ledger.waiting[call.identity]
-        ):
-            return True
-        return call.wish.idempotency_hash is not None and any(
-            other.left and other.wish.detach and call.at in other.been_at  # Its job goes on without it.
+        return call.accepted_by not in call.admitted_by and any(
+            other is not call and call.at in other.been_at
             for other in self._ledger.calls.values()
             if other.identity == call.identity
         )
@@ -100,18 +99,10 @@ class KeyRules:
         """Whether the broker that took the call knew that a worker was running the other one."""
         if call.at is None:
             return False
-        ledger, known_since = self._ledger, self._asked_since(call) - REPORTED_S
+        ledger, known_since = self._ledger, call.opened_at - REPORTED_S
         return any(
             execution.is_drawing
             and execution.reported_to.get(call.accepted_by, known_since) < known_since
             and ledger.is_linked(ledger.world.brokers[call.at], execution.worker)
             for execution in ledger.alike.get(other.identity, ())
-        )
-
-    def _asked_since(self, call: Call) -> float:
-        """When its broker may have got the job that it joins: one can wait on without a call."""
-        return min(
-            other.opened_at
-            for other in self._ledger.calls.values()
-            if other.identity == call.identity and call.at in other.been_at
         )

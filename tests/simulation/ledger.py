@@ -1,6 +1,7 @@
 """What the checker has seen: the calls, the executions, and who was disturbed when."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -148,6 +149,7 @@ class Ledger:
         if before is None or before == broker_index:
             return False
         call.left_at[before] = self.world.now
+        call.admitted_by.clear()
         call.moved_at, call.taken_at, call.passed_on, call.deaf_since = self.world.now, None, False, None
         return True
 
@@ -220,6 +222,12 @@ class Ledger:
         is_accepted = self.world.now - call.accepted_at > 1.0
         return is_accepted and self.is_calm(call.frontend, execution.worker)
 
+    def _others_of_key(self, identity: Identity) -> Iterator[Execution]:
+        """Of calls with the same idempotency key and other parameters."""
+        for other, executions in self.alike.items():
+            if other[:2] == identity[:2] and other != identity:
+                yield from executions
+
     def is_still_there(self, made: Execution, broker: "BrokerActor") -> bool:
         """Whether its worker must have this image, and this broker must know of it."""
         worker, now, limits = made.worker, self.world.now, self.world.limits
@@ -227,6 +235,10 @@ class Ledger:
             return False
         # Of two that were under way at the same time only one is kept.
         if any(other is not made and other.sent_at < made.ended_at for other in self.alike[made.identity]):
+            return False
+        # Nor of two with one idempotency key: of calls that brokers had accepted beside each other.
+        over_at = now if made.released_at is None else made.released_at
+        if any(other.sent_at < over_at for other in self._others_of_key(made.identity)):
             return False
         until = made.ended_at + MARGIN * limits.held_age_max_s
         if made.released_at is not None:
