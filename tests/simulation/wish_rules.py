@@ -34,6 +34,8 @@ class WishRules:
         if report.running is not None and report.running.wanted_elsewhere:
             named.add(report.running.execution_id)
         self._wanted_elsewhere[of] = (report.seq, named)
+        if report.running is not None and report.running.claim.detach:
+            self._ledger.executions[report.running.execution_id].detached_at.add(broker.epoch)
 
     def left(self, broker: "BrokerActor", report: FrontendReport) -> None:
         """A frontend tells a broker which of its calls wait elsewhere now."""
@@ -96,7 +98,7 @@ class WishRules:
         for execution_id in view.wanted:
             execution = ledger.executions[execution_id]
             identity = execution.identity
-            if identity in ledger.waiting or execution.detached or self._may_be_left_behind(execution):
+            if identity in ledger.waiting or execution.is_detached or self._may_be_left_behind(execution):
                 continue
             ledger.count(UNWANTED)
             told_s = ledger.world.now - max(ledger.last_wanted_at.get(identity, 0.0), broker.born_at)
@@ -122,7 +124,7 @@ class WishRules:
             return
         self._check_wanted(broker, execution, "is cancelled")
         if slot.deadline - execution.worker.reading() > NEARLY_OVER_S:
-            self._check_detached(execution)
+            self._check_detached(broker, execution)
             self._check_grace(broker, execution)
 
     def _check_wanted(self, broker: "BrokerActor", execution: Execution, what: str) -> None:
@@ -133,8 +135,9 @@ class WishRules:
             detail = f"{ledger.short(execution.execution_id)} {what}"
             raise ledger.breaks(WANTED, f"{detail}, and {ledger.short(waiters[0].job_id)} waits")
 
-    def _check_detached(self, execution: Execution) -> None:
-        if execution.detached and not self._ledger.rivals(execution):
+    def _check_detached(self, broker: "BrokerActor", execution: Execution) -> None:
+        """By one that knows of it. What others cannot know yet they want to end in vain."""
+        if broker.epoch in execution.detached_at and not self._ledger.rivals(execution):
             raise self._ledger.breaks(DETACHED, f"{self._ledger.short(execution.execution_id)} is cancelled")
 
     def _check_grace(self, broker: "BrokerActor", execution: Execution) -> None:
@@ -166,7 +169,7 @@ class WishRules:
         ledger = self._ledger
         if ledger.was_abandoned(execution.identity):
             ledger.count(GRACE)
-        if execution.detached:
+        if execution.is_detached:
             ledger.count(DETACHED)
             return
         ledger.count(UNWANTED)
