@@ -55,9 +55,7 @@ class Adoption:
         if claim.job_id == job.job_id:
             self._state.jobs.count(job, claim)
         job.attempts = max(job.attempts, 1)  # For a repeat, what came before belongs to another job.
-        if claim.detach and is_same_key(claim, job.claim):  # by a call that has left
-            job.claim = dataclasses.replace(job.claim, detach=True)
-            job.deadline = max(job.deadline, now + claim.remaining_ms / 1000)
+        self._take_over_detach(job, claim, now)
         self._state.own(job, execution_id)
         job.last_worker_id = worker.worker_id
         self._state.jobs.change(job, Dispatched(worker.worker_id, execution_id, now))
@@ -66,11 +64,21 @@ class Adoption:
             "execution adopted", job_id=job.job_id, worker_id=worker.worker_id, execution_id=execution_id
         )
 
+    @staticmethod
+    def _take_over_detach(job: Job, claim: JobClaim, now: float) -> None:
+        """By a call that has left, or that waits at another broker."""
+        if claim.detach and not job.claim.detach and is_same_key(claim, job.claim):
+            job.claim = dataclasses.replace(job.claim, detach=True)
+            job.deadline = max(job.deadline, now + claim.remaining_ms / 1000)
+
     def renew_claim(self, worker: Worker, now: float) -> None:
         """Who joined later may wait longer, or have detached the job: the worker is told until it says so."""
         running = worker.running
         job = None if running is None else self._state.jobs.wanting(running.execution_id)
-        if running is None or job is None or running.stopping or worker.renewed_after == worker.report.seq:
+        if running is None or job is None or running.stopping:
+            return
+        self._take_over_detach(job, running.claim, now)
+        if worker.renewed_after == worker.report.seq:
             return
         slack_ms = 2000 * self._state.timing.heartbeat_interval_s
         is_short = running.claim.remaining_ms + slack_ms < job.remaining_ms(now)

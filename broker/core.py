@@ -53,7 +53,6 @@ class Broker:
         self._told_ready = 0
         self._told_behind = False
         self._told_empty = False
-        self._is_rebuilt = self.state.window_s == 0
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at the instant `now` (seconds of a monotonic clock) and say what is to be done."""
@@ -123,12 +122,14 @@ class Broker:
         self._job_life.watch_all(now)
 
     def _end_rebuild(self, now: float) -> None:
-        if self._is_rebuilt or self.state.is_rebuilding:
+        if self.state.is_rebuilt or self.state.is_rebuilding:
             return
-        self._is_rebuilt = True
         self.state.note("rebuilt", workers=len(self.state.workers), jobs=len(self.state.jobs))
         self._job_life.dispatch(now)  # The accepted go first, and then it is seen who is idle.
         self._frontend_side.judge_pending(now)
+        self.state.is_rebuilt = True
+        for worker in self.state.workers:  # What was spared for calls that have not come is wanted no more.
+            self.state.send_worker_view(worker)
         self._tell_frontends()
 
     def _arm(self, now: float) -> None:

@@ -51,6 +51,8 @@ class BrokerState:
     counters: Counters = field(default_factory=Counters)
     pending: dict[bytes, PendingSubmit] = field(default_factory=dict)
     """By `job_id`: new jobs that came in the rebuild window, in the order of their arrival."""
+    is_rebuilt: bool = False
+    """The rebuild window is over, and those were judged."""
     draining: bool = False
     now: float = 0.0
     """Of the event that is handled."""
@@ -74,6 +76,7 @@ class BrokerState:
             heartbeat_interval_s=self.timing.heartbeat_interval_s,
         )
         self._wish_maker = WishMaker(workers=self.workers, jobs=self.jobs, timing=self.timing)
+        self.is_rebuilt = self.window_s == 0
 
     def advance(self, now: float) -> None:
         """An event has come."""
@@ -152,7 +155,7 @@ class BrokerState:
         return self._wish_maker.wishes(worker, self._moment())
 
     def _moment(self) -> Moment:
-        return Moment(now=self.now, started_at=self.now if self.started_at is None else self.started_at)
+        return Moment(now=self.now, is_rebuilt=self.is_rebuilt)
 
     def own(self, job: Job, execution_id: bytes) -> None:
         """This broker has begun or adopted it: it goes on for a job that is known here, or not at all."""

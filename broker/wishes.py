@@ -26,8 +26,8 @@ class Wishes:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
     now: float
-    started_at: float
-    """When this life of the broker began."""
+    is_rebuilt: bool
+    """The rebuild window is over, and who waited for its end was judged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +92,11 @@ class WishMaker:
     def _doubts(self, worker: Worker, execution_id: bytes, moment: Moment) -> Doubts:
         """The broker that wanted it may be gone, and its call on the way here.
 
-        What this broker has begun or adopted is as old as itself.
+        Of what this broker has begun or adopted itself it knows, once all have spoken.
         """
-        since = moment.started_at
-        if self.is_foreign(execution_id):
-            since = worker.unwanted_since.get(execution_id, moment.now)
-        known_for_s = moment.now - since
+        if not self.is_foreign(execution_id):
+            return Doubts(is_new=not moment.is_rebuilt, may_be_orphan=not moment.is_rebuilt)
+        known_for_s = moment.now - worker.unwanted_since.get(execution_id, moment.now)
         return Doubts(
             is_new=known_for_s < self.timing.rebuild_s,
             may_be_orphan=known_for_s < self.timing.orphan_grace_s,
@@ -137,7 +136,7 @@ class WishMaker:
 
     def _is_ended_here(self, running: RunningExecution, doubts: Doubts) -> bool:
         """Whether the job that it had at this broker is all that could want it."""
-        # What was adopted since the start may have another call, whose frontend has not spoken yet.
+        # What was adopted in the window may have another call, which is not judged yet or has not come.
         may_have_others = doubts.is_new and running.claim.idempotency_hash is not None
         return running.execution_id in self.own_executions and not may_have_others
 

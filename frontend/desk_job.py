@@ -33,7 +33,7 @@ class DeskJob:
     left: set[int] = field(default_factory=set)
     """Brokers that it was submitted to before, and that may still have it."""
     given_up_by: set[int] = field(default_factory=set)
-    """Brokers that could find no worker for it, or that were about to end."""
+    """Brokers that could find no worker for it."""
     state: Submitted | Accepted = Submitted()
     submit_seq: int = 0
     """Of its latest SUBMIT: a view that does not echo it says nothing about this job."""

@@ -55,9 +55,7 @@ FULL_RETRY_S: Final = 1.0
 DRAIN_RETRY_S: Final = 1.0
 """Another frontend, or this one started again, may take it: a repeat is safe, as the broker ends what this
 frontend leaves behind, or, where it has an idempotency key, joins the repeat to it."""
-ASK_ANOTHER: Final = frozenset(
-    {RefusalReason.BROKER_DRAINING, RefusalReason.NO_WORKERS, RefusalReason.WORKERS_NOT_READY}
-)
+ASK_ANOTHER: Final = frozenset({RefusalReason.NO_WORKERS, RefusalReason.WORKERS_NOT_READY})
 """Refusals that say more of the broker than of the service."""
 GATHER_S: Final = 0.02
 """Jobs that end within this time are told in one report: a thousand ends are not a thousand reports."""
@@ -359,6 +357,11 @@ class JobDesk:
         job = None if refuse.job_id is None else self.jobs.get(refuse.job_id)
         if job is None or broker != job.broker or isinstance(job.state, Accepted):
             return  # A refusal that was overtaken by an acceptance, or by a move.
+        if refuse.reason is RefusalReason.BROKER_DRAINING:
+            self.contacts[broker].draining = True  # Its view says so too, and may come later.
+            self._move_calls(now)
+            if job.broker != broker:
+                return
         if refuse.reason in ASK_ANOTHER and self._try_elsewhere(job, now):
             return
         retry_after_s = None if refuse.retry_after_ms is None else refuse.retry_after_ms / 1000

@@ -20,6 +20,8 @@ class KnownBroker:
     contact: BrokerContact
     wanted: set[bytes] = field(default_factory=set)
     """Executions that its last view wanted, and those it has told to start since."""
+    started: dict[bytes, int] = field(default_factory=dict)
+    """Those, and the number of the latest message to it then."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,12 +70,21 @@ class Brokers:
 
     def viewed(self, broker: int, view: WorkerView, now: float) -> bool:
         """Take what it wants from its view; True if it is the first one on this connection."""
-        self._known[broker].wanted = set(view.wanted)
-        return self.of(broker).viewed(view, now)
+        known = self._known[broker]
+        # A view that was sent before the START, and overtaken by it, says nothing of what that one began.
+        known.started = {
+            execution_id: seq
+            for execution_id, seq in known.started.items()
+            if view.echo <= seq and execution_id not in view.cancel
+        }
+        known.wanted = {*view.wanted, *known.started}
+        return known.contact.viewed(view, now)
 
     def started(self, broker: int, execution_id: bytes) -> None:
         """It wants this execution, though no view has said so yet."""
-        self._known[broker].wanted.add(execution_id)
+        known = self._known[broker]
+        known.wanted.add(execution_id)
+        known.started[execution_id] = known.contact.seq
 
     def wanting(self, execution_id: bytes, now: float) -> list[int]:
         """Those that want it. Of one that is silent nobody knows any more what it wants."""

@@ -421,9 +421,33 @@ def test_after_the_window_nobody_else_is_waited_for(restarted):
     restarted.runs(EARLIER, claim=theirs)
     restarted.submit(idempotency=again, accepted=True, attempts=1)
     restarted.frontend()
-    restarted.after(WINDOW_S + 0.1)
+    restarted.runs(EARLIER, claim=theirs)
+    restarted.after(WINDOW_S)
+    assert restarted.to_worker(WorkerView)[-1].cancel == (EARLIER,), "before a repeat is told to begin anew"
     restarted.runs(EARLIER, claim=theirs)
     assert restarted.view().cancel == (EARLIER,)
+
+
+def test_a_repeat_that_waits_for_the_end_takes_over_what_another_call_has_left(restarted):
+    again = identifier("again")
+    restarted.worker("idle")
+    restarted.submit("repeat", frontend="second", idempotency=again)
+    restarted.runs(EARLIER, claim=claim(idempotency_hash=again))
+    restarted.submit(idempotency=again, accepted=True, attempts=1)
+    restarted.frontend()
+    assert restarted.job() is None
+    restarted.after(WINDOW_S)
+    assert restarted.job("repeat").current_execution == EARLIER
+    assert restarted.starts() == []
+    assert [view.cancel for view in restarted.to_worker(WorkerView) if view.cancel] == []
+
+
+def test_the_first_broker_has_no_window_for_what_it_has_begun_itself():
+    first = Driver(rebuild_s=WINDOW_S, is_first=True)
+    first.worker()
+    execution_id = first.run_job(idempotency=identifier("again"))
+    first.frontend()
+    assert first.view().cancel == (execution_id,)
 
 
 def test_a_repeat_does_not_adopt_what_is_being_cancelled(restarted):

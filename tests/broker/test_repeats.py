@@ -282,6 +282,25 @@ def test_a_detached_job_runs_again_though_nobody_waits(broker):
     assert broker.started("other").claim.attempts == 2
 
 
+def test_what_another_broker_has_detached_goes_on_here_without_its_waiter(broker):
+    """That one may be gone when the call leaves."""
+    execution = run_keyed(broker)
+    go_on(broker, execution, 1, detach=True)
+    broker.frontend()
+    assert broker.job() is not None
+    go_on(broker, execution, 40, detach=True)
+    assert broker.view().cancel == ()
+
+
+def test_what_is_detached_for_another_idempotency_key_ends_with_its_waiter(broker):
+    execution = run_keyed(broker)
+    broker.after(1.0)
+    broker.runs(execution, claim=claim(idempotency_hash=identifier("another"), detach=True))
+    broker.frontend()
+    assert broker.job() is None
+    assert broker.view().cancel == (execution,)
+
+
 def test_a_detached_job_ends_with_its_deadline(broker):
     execution = run_keyed(broker, detach=True, remaining_ms=10_000)
     broker.frontend()

@@ -270,6 +270,16 @@ def test_the_same_of_a_call_that_it_has_not_taken(desk, reason):
     assert desk.end().reason is reason
 
 
+def test_a_refusal_by_a_broker_that_drains_says_what_its_view_would(desk):
+    """The other one need not be live: it may be about to have a worker."""
+    desk.viewed(broker=SECOND, ready_workers=0)
+    desk.open()
+    desk.refused(RefusalReason.BROKER_DRAINING, broker=FIRST)
+    assert submitted_to(desk) == SECOND
+    desk.open("next")
+    assert submitted_to(desk) == SECOND
+
+
 def test_it_is_not_asked_if_it_has_no_worker_either(accepted):
     accepted.viewed(broker=SECOND, ready_workers=0)
     accepted.heard(LOST, FIRST)

@@ -5,6 +5,7 @@ from samples.session_driver import SessionDriver, epoch_of
 from samples.wire import claim, identifier
 
 from gpu_worker.actions import CancelJob, ReconnectToBroker
+from gpu_worker.brokers import GATHER_S
 from gpu_worker.events import FromBroker
 from gpu_worker.slot import Busy, Free
 from proto.failures import FailureCode, RefusalReason
@@ -112,6 +113,7 @@ def test_an_outcome_that_both_want_goes_to_both(busy):
 
 def test_an_outcome_that_nobody_wants_goes_to_all(busy):
     """A crash counts for its job wherever that is now."""
+    busy.after(GATHER_S, answered=False)
     busy.viewed(FIRST)
     busy.exited(code=FailureCode.ENGINE_CRASHED)
     for broker in (FIRST, SECOND):
@@ -143,6 +145,24 @@ def test_a_start_is_a_want_before_any_view_says_so(ready):
     ready.start(broker=SECOND)
     ready.viewed(FIRST, cancel=(EXECUTION,))
     assert ready.of(CancelJob) == []
+
+
+def test_a_view_that_a_start_has_overtaken_says_nothing_of_it(ready):
+    sent_before = ready.session.contacts.of(FIRST).seq
+    ready.start()
+    ready.viewed(FIRST, echo=sent_before)
+    assert wanted_elsewhere(ready, SECOND)
+    ready.viewed(SECOND, cancel=(EXECUTION,))
+    assert ready.of(CancelJob) == []
+    assert not wanted_elsewhere(ready, FIRST)
+    ready.viewed(FIRST, echo=sent_before + 1)
+    assert not wanted_elsewhere(ready, SECOND)
+
+
+def test_unless_it_was_meant_to_call_that_start_back(busy):
+    busy.viewed(SECOND, **WANTED)
+    busy.viewed(FIRST, cancel=(EXECUTION,))
+    assert not wanted_elsewhere(busy, SECOND)
 
 
 @pytest.mark.parametrize("wish", ["release", "keep"])

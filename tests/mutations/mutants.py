@@ -280,7 +280,7 @@ MUTANTS: Final = [
         (
             "broker/wishes.py",
             "            is_new=known_for_s < self.timing.rebuild_s,\n",
-            "            is_new=moment.now < moment.started_at + self.timing.rebuild_s,\n",
+            "            is_new=not moment.is_rebuilt,\n",
         ),
     ),
     mutant(

@@ -174,9 +174,11 @@ class Checker:
 
     def broker_received(self, broker: "BrokerActor", message: Message) -> None:
         match message:
-            case Submit(claim=claim, accepted=True) if claim.job_id in self._ledger.calls:
-                self._ledger.calls[claim.job_id].submitted_accepted = broker.epoch
-                self._fair.submitted(broker, message)
+            case Submit(claim=claim, accepted=accepted):
+                self._wishes.submitted(broker, message)
+                if accepted and claim.job_id in self._ledger.calls:
+                    self._ledger.calls[claim.job_id].submitted_accepted = broker.epoch
+                    self._fair.submitted(broker, message)
             case FrontendReport():
                 self._wishes.left(broker, message)
                 self._dispatches.moved(broker, message)

@@ -48,7 +48,8 @@ class DispatchRules:
     def sent(self, broker: "BrokerActor", start: Start, connection: Connection | None) -> None:
         known = self._ledger.executions.get(start.execution_id)
         if known is not None:
-            known.detached = known.detached or start.claim.detach
+            if start.claim.detach:
+                known.detached_at.add(broker.epoch)
         elif connection is not None:  # Otherwise it reaches nobody.
             self._check_start(broker, start)
             self._dispatch(broker, start, connection)
@@ -74,7 +75,7 @@ class DispatchRules:
             epoch=broker.epoch,
             worker=connection.peer,  # type: ignore[arg-type]
             sent_at=ledger.world.now,
-            detached=start.claim.detach,
+            detached_at={broker.epoch} if start.claim.detach else set(),
             current_for=broker.epoch,
             owners={broker.epoch},
         )

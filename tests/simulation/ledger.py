@@ -36,8 +36,8 @@ class Execution:
     begun_at: float | None = None
     ended_at: float | None = None
     is_image: bool = False
-    detached: bool = False
-    """Of its first claim, or of a later one."""
+    detached_at: set[bytes] = field(default_factory=set)
+    """Epochs of the brokers that have told its worker, or were told by it, that it is detached."""
     cancelled_by: set[bytes] = field(default_factory=set)
     """Epochs of the brokers that have asked for its end."""
     owners: set[bytes] = field(default_factory=set)
@@ -50,6 +50,11 @@ class Execution:
     """When that broker learnt that it came to nothing."""
     reported_to: dict[bytes, float] = field(default_factory=dict)
     """Since when which brokers, by epoch, have been told that it runs, and nothing else since."""
+
+    @property
+    def is_detached(self) -> bool:
+        """By its first claim, or by a later one."""
+        return bool(self.detached_at)
 
     @property
     def is_running(self) -> bool:

@@ -22,6 +22,8 @@ class Wants:
     heard_at: float
     """On the worker's clock."""
     wanted: set[bytes] = field(default_factory=set)
+    started: dict[bytes, int] = field(default_factory=dict)
+    """What it has told to start, and the number of the worker's latest message to it then."""
     epoch: bytes | None = None
     """Of its last view: a START of another life of the broker says nothing of what this one wants."""
 
@@ -50,8 +52,8 @@ class Obedience:
         self._wants: dict[bytes, dict[int, Wants]] = {}
         """By worker and broker."""
         self._glance: Glance | None = None
-        self._started: tuple[int, bytes] | None = None
-        """By which broker a worker is told to start what."""
+        self._started: tuple[int, bytes, int] | None = None
+        """By which broker a worker is told to start what, after which of its messages to that one."""
         self._pushed: dict[bytes, set[int]] = {}
         """New outcomes of this step, and the brokers that were sent them."""
 
@@ -62,13 +64,19 @@ class Obedience:
         wants.heard_at = worker.reading()
         match message:
             case WorkerView(wanted=wanted):
-                wants.wanted, wants.epoch = set(wanted), message.epoch
+                wants.started = {
+                    each: seq
+                    for each, seq in wants.started.items()
+                    if message.echo <= seq and each not in message.cancel
+                }
+                wants.wanted, wants.epoch = {*wanted, *wants.started}, message.epoch
                 glance = self._glance = self._look_at(worker, broker_index, message)
                 self._held.viewed(worker, message, glance.spared)
             case Start(execution_id=execution_id, epoch=wants.epoch) if not self._is_stopping(
                 worker, execution_id
             ):
-                self._started = (broker_index, execution_id)
+                seq = worker.session.contacts.of(broker_index).seq
+                self._started = (broker_index, execution_id, seq)
             case _:
                 pass
 
@@ -125,7 +133,9 @@ class Obedience:
         started, self._started = self._started, None
         busy = in_engine(worker.session.slot)
         if started is not None and busy is not None and busy.execution_id == started[1]:
-            self._wants[worker.incarnation][started[0]].wanted.add(started[1])
+            wants = self._wants[worker.incarnation][started[0]]
+            wants.wanted.add(started[1])
+            wants.started[started[1]] = started[2]
 
     def _others_who_want(
         self, worker: "WorkerActor", execution_id: bytes, than: int | None, share: float = MARGIN

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from simulation.calls import Identity
+from simulation.calls import Identity, identity_of
 from simulation.invariants import DETACHED, FOREIGN, GRACE, LET_GO, MARGIN, STOP_S, UNWANTED, WANTED
 from simulation.ledger import Execution, Ledger
 
 from gpu_worker.slot import Busy
-from proto.messages import FrontendReport, WorkerReport, WorkerView
+from proto.messages import FrontendReport, Submit, WorkerReport, WorkerView
 
 if TYPE_CHECKING:
     from simulation.broker_actor import BrokerActor
@@ -23,8 +23,11 @@ class WishRules:
         self._wanted_elsewhere: dict[tuple[bytes, bytes], tuple[int, set[bytes]]] = {}
         """By epoch and worker: the number of its latest report, and what it said that others want."""
 
-        self._let_go: dict[tuple[bytes, Identity], float] = {}
-        """By epoch and identity: when this broker was told, on its clock, that the call waits elsewhere."""
+        self._let_go: dict[tuple[bytes, Identity], tuple[int, float]] = {}
+        """By epoch and identity: the number of the latest report that told this broker that the call waits
+        elsewhere, and when the first one did, on its clock."""
+        self._submitted: dict[tuple[bytes, Identity], int] = {}
+        """Likewise: the number of its latest SUBMIT."""
 
     def reported(self, broker: "BrokerActor", report: WorkerReport) -> None:
         of = (broker.epoch, report.incarnation)
@@ -34,16 +37,30 @@ class WishRules:
         if report.running is not None and report.running.wanted_elsewhere:
             named.add(report.running.execution_id)
         self._wanted_elsewhere[of] = (report.seq, named)
+        if report.running is not None and report.running.claim.detach:
+            self._ledger.executions[report.running.execution_id].detached_at.add(broker.epoch)
+
+    def submitted(self, broker: "BrokerActor", submit: Submit) -> None:
+        """The call waits here, perhaps again."""
+        of = (broker.epoch, identity_of(submit.claim))
+        self._submitted[of] = max(submit.seq, self._submitted.get(of, 0))
+        if submit.seq > self._let_go.get(of, (0, 0.0))[0]:
+            self._let_go.pop(of, None)
 
     def left(self, broker: "BrokerActor", report: FrontendReport) -> None:
         """A frontend tells a broker which of its calls wait elsewhere now."""
         for job_id in report.elsewhere:
             call = self._ledger.calls.get(job_id)
-            if call is not None and call.wish.idempotency_hash is None:  # Nobody else can wait for it.
-                self._let_go.setdefault((broker.epoch, call.identity), broker.reading())
-                begun = self._ledger.alike.get(call.identity, ())
-                if any(each.epoch == broker.epoch for each in begun):
-                    self._ledger.count(LET_GO)
+            if call is None or call.wish.idempotency_hash is not None:  # Others may wait for it.
+                continue
+            of = (broker.epoch, call.identity)
+            if report.seq < self._submitted.get(of, 0):
+                continue
+            seq, told_at = self._let_go.get(of, (0, broker.reading()))
+            self._let_go[of] = (max(seq, report.seq), told_at)
+            begun = self._ledger.alike.get(call.identity, ())
+            if any(each.epoch == broker.epoch for each in begun):
+                self._ledger.count(LET_GO)
 
     def viewed(self, broker: "BrokerActor", view: WorkerView, worker: "WorkerActor") -> None:
         """The broker tells a worker what it wants."""
@@ -81,7 +98,7 @@ class WishRules:
         ledger = self._ledger
         for execution_id in (*view.cancel, *view.release):
             execution = ledger.executions[execution_id]
-            told_at = self._let_go.get((broker.epoch, execution.identity))
+            _, told_at = self._let_go.get((broker.epoch, execution.identity), (0, None))
             is_current = execution.epoch == broker.epoch and execution.returned_at is None
             was_ended = broker.epoch in execution.cancelled_by  # Before it heard of the move.
             if told_at is None or not is_current or was_ended or execution.identity not in ledger.waiting:
@@ -96,7 +113,7 @@ class WishRules:
         for execution_id in view.wanted:
             execution = ledger.executions[execution_id]
             identity = execution.identity
-            if identity in ledger.waiting or execution.detached or self._may_be_left_behind(execution):
+            if identity in ledger.waiting or execution.is_detached or self._may_be_left_behind(execution):
                 continue
             ledger.count(UNWANTED)
             told_s = ledger.world.now - max(ledger.last_wanted_at.get(identity, 0.0), broker.born_at)
@@ -122,7 +139,7 @@ class WishRules:
             return
         self._check_wanted(broker, execution, "is cancelled")
         if slot.deadline - execution.worker.reading() > NEARLY_OVER_S:
-            self._check_detached(execution)
+            self._check_detached(broker, execution)
             self._check_grace(broker, execution)
 
     def _check_wanted(self, broker: "BrokerActor", execution: Execution, what: str) -> None:
@@ -133,8 +150,9 @@ class WishRules:
             detail = f"{ledger.short(execution.execution_id)} {what}"
             raise ledger.breaks(WANTED, f"{detail}, and {ledger.short(waiters[0].job_id)} waits")
 
-    def _check_detached(self, execution: Execution) -> None:
-        if execution.detached and not self._ledger.rivals(execution):
+    def _check_detached(self, broker: "BrokerActor", execution: Execution) -> None:
+        """By one that knows of it. What others cannot know yet they want to end in vain."""
+        if broker.epoch in execution.detached_at and not self._ledger.rivals(execution):
             raise self._ledger.breaks(DETACHED, f"{self._ledger.short(execution.execution_id)} is cancelled")
 
     def _check_grace(self, broker: "BrokerActor", execution: Execution) -> None:
@@ -166,7 +184,7 @@ class WishRules:
         ledger = self._ledger
         if ledger.was_abandoned(execution.identity):
             ledger.count(GRACE)
-        if execution.detached:
+        if execution.is_detached:
             ledger.count(DETACHED)
             return
         ledger.count(UNWANTED)
