@@ -67,7 +67,7 @@ class Adoption:
     @staticmethod
     def _take_over_detach(job: Job, claim: JobClaim, now: float) -> None:
         """By a call that has left, or that waits at another broker."""
-        if claim.detach and not job.claim.detach and is_same_key(claim, job.claim):
+        if claim.detach and is_same_key(claim, job.claim):
             job.claim = dataclasses.replace(job.claim, detach=True)
             job.deadline = max(job.deadline, now + claim.remaining_ms / 1000)
 
@@ -77,7 +77,8 @@ class Adoption:
         job = None if running is None else self._state.jobs.wanting(running.execution_id)
         if running is None or job is None or running.stopping:
             return
-        self._take_over_detach(job, running.claim, now)
+        if not job.claim.detach:
+            self._take_over_detach(job, running.claim, now)
         if worker.renewed_after == worker.report.seq:
             return
         slack_ms = 2000 * self._state.timing.heartbeat_interval_s

@@ -127,7 +127,6 @@ class Broker:
         self.state.note("rebuilt", workers=len(self.state.workers), jobs=len(self.state.jobs))
         self._job_life.dispatch(now)  # The accepted go first, and then it is seen who is idle.
         self._frontend_side.judge_pending(now)
-        self.state.is_rebuilt = True
         for worker in self.state.workers:  # What was spared for calls that have not come is wanted no more.
             self.state.send_worker_view(worker)
         self._tell_frontends()

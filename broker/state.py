@@ -51,7 +51,7 @@ class BrokerState:
     counters: Counters = field(default_factory=Counters)
     pending: dict[bytes, PendingSubmit] = field(default_factory=dict)
     """By `job_id`: new jobs that came in the rebuild window, in the order of their arrival."""
-    is_rebuilt: bool = False
+    is_rebuilt: bool = field(init=False)
     """The rebuild window is over, and those were judged."""
     draining: bool = False
     now: float = 0.0

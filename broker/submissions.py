@@ -5,7 +5,7 @@ It joins a job, gets an image that is there already, waits to be judged, is refu
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from broker.admission import Admission, Refusal
 from broker.frontends import Frontend
@@ -66,11 +66,22 @@ class Submissions:
         return None
 
     def judge_pending(self, now: float) -> None:
-        """Those that came while nobody knew what workers run and hold."""
-        if self._state.is_rebuilding:
-            return
+        """Those that came while nobody knew what workers run and hold, at the end of the window.
+
+        First those whose execution was spared for them; what is left of such counts for nothing then.
+        """
         pending, self._state.pending = self._state.pending, {}
-        for waiting in pending.values():
+        begun = {
+            job_id: waiting
+            for job_id, waiting in pending.items()
+            if self._has_begun(waiting.submit.claim) and not self._is_mismatch(waiting.submit.claim, None)
+        }
+        self._judge(begun.values(), now)
+        self._state.is_rebuilt = True
+        self._judge((waiting for job_id, waiting in pending.items() if job_id not in begun), now)
+
+    def _judge(self, pending: Iterable[PendingSubmit], now: float) -> None:
+        for waiting in pending:
             frontend = self._state.frontends.get(waiting.submit.incarnation)
             if frontend is not None:
                 self.take(frontend, self._aged(waiting, now), now)

@@ -150,7 +150,7 @@ class WorkerSide:
     def _slot_after_refusal(worker: Worker) -> Slot:
         """What it runs instead, if a report that crossed the START has said so."""
         running = worker.report.running
-        if running is None or worker.seq != worker.report.seq:  # Nothing, or what has ended since.
+        if running is None or worker.holds(running.execution_id):  # Nothing, or what has ended since.
             return Unclear()
         return Running(running.claim.job_id, running.execution_id)
 

@@ -197,9 +197,10 @@ def _server_options(settings: FrontendSettings) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 0),
         ("grpc.keepalive_timeout_ms", timeout_ms),
         ("grpc.http2.ping_timeout_ms", timeout_ms),  # without it the one above never ended a call
-        # Beyond it gRPC cancels calls without a word; by default from a thousand on.
+        # Beyond these gRPC cancels calls without a word; by default from a thousand on, or after 30 s.
         ("grpc.server.max_pending_requests", PENDING_CALLS_MAX),
         ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS_MAX),
+        ("grpc.server_max_unrequested_time_in_server", round(settings.max_job_s)),
         # Clients may ask as well; by default one that does so more often than every 300 s is cut off.
         ("grpc.http2.min_ping_interval_without_data_ms", 1000),
     ]

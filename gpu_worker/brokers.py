@@ -13,6 +13,8 @@ from proto.timing import Timing
 
 GATHER_S: Final = 0.01
 """What a broker knows already is reported to it together with what else happens within this time."""
+STARTED_MAX: Final = 16
+"""A worker has one slot, and each view tells anew what is wanted."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,6 +24,8 @@ class KnownBroker:
     """Executions that its last view wanted, and those it has told to start since."""
     started: dict[bytes, int] = field(default_factory=dict)
     """Those, and the number of the latest message to it then."""
+    echo: int = 0
+    """Of its latest view."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,13 +75,14 @@ class Brokers:
     def viewed(self, broker: int, view: WorkerView, now: float) -> bool:
         """Take what it wants from its view; True if it is the first one on this connection."""
         known = self._known[broker]
-        # A view that was sent before the START, and overtaken by it, says nothing of what that one began.
-        known.started = {
-            execution_id: seq
-            for execution_id, seq in known.started.items()
-            if view.echo <= seq and execution_id not in view.cancel
-        }
-        known.wanted = {*view.wanted, *known.started}
+        if view.echo >= known.echo:  # Otherwise a later one has come before it.
+            # A view that was sent before the START, and overtaken by it, says nothing of what that one began.
+            known.started = {
+                execution_id: seq
+                for execution_id, seq in known.started.items()
+                if view.echo <= seq and execution_id not in view.cancel
+            }
+            known.wanted, known.echo = {*view.wanted, *known.started}, view.echo
         return known.contact.viewed(view, now)
 
     def started(self, broker: int, execution_id: bytes) -> None:
@@ -85,6 +90,8 @@ class Brokers:
         known = self._known[broker]
         known.wanted.add(execution_id)
         known.started[execution_id] = known.contact.seq
+        if len(known.started) > STARTED_MAX:
+            del known.started[next(iter(known.started))]
 
     def wanting(self, execution_id: bytes, now: float) -> list[int]:
         """Those that want it. Of one that is silent nobody knows any more what it wants."""

@@ -251,6 +251,14 @@ def test_what_was_detached_before_stays_so_when_it_is_adopted(restarted):
     assert restarted.job().current_execution == EARLIER
 
 
+def test_what_was_promised_to_a_repeat_that_has_left_stays_when_it_is_adopted(restarted):
+    restarted.worker(running=running(EARLIER, claim=keyed(detach=True, remaining_ms=60_000)))
+    restarted.submit(accepted=True, idempotency=identifier("again"), detach=True, remaining_ms=20_000)
+    restarted.frontend()
+    alive(restarted, 30, claim=keyed(detach=True))
+    assert restarted.job().current_execution == EARLIER
+
+
 def test_a_keyed_execution_goes_on_for_its_grace(restarted):
     alive(restarted, 29, claim=keyed())
     assert restarted.view().cancel == ()
@@ -440,6 +448,31 @@ def test_a_repeat_that_waits_for_the_end_takes_over_what_another_call_has_left(r
     assert restarted.job("repeat").current_execution == EARLIER
     assert restarted.starts() == []
     assert [view.cancel for view in restarted.to_worker(WorkerView) if view.cancel] == []
+
+
+def test_what_nobody_takes_over_at_the_end_does_not_count_against_other_calls(restarted):
+    again = identifier("again")
+    restarted.runs(EARLIER, claim=claim(idempotency_hash=again))
+    restarted.submit(idempotency=again, accepted=True, attempts=1)
+    restarted.frontend()
+    restarted.submit("other", frontend="second")
+    restarted.after(WINDOW_S - 0.5)
+    restarted.runs(EARLIER, claim=claim(idempotency_hash=again))
+    restarted.after(0.5)
+    assert restarted.to_worker(WorkerView)[-1].cancel == (EARLIER,)
+    assert restarted.job("other") is not None, "its key has one job, which is being cancelled"
+
+
+def test_a_call_with_other_parameters_is_not_measured_by_what_nobody_takes_over(restarted):
+    again, others = identifier("again"), identifier("other parameters")
+    restarted.submit("other", frontend="second", idempotency=again)
+    restarted.runs(EARLIER, claim=claim(idempotency_hash=again, parameters_digest=others))
+    restarted.submit(idempotency=again, digest=others, accepted=True, attempts=1)
+    restarted.frontend()
+    restarted.after(WINDOW_S - 0.5)
+    restarted.runs(EARLIER, claim=claim(idempotency_hash=again, parameters_digest=others))
+    restarted.after(0.5)
+    assert restarted.job("other") is not None
 
 
 def test_the_first_broker_has_no_window_for_what_it_has_begun_itself():

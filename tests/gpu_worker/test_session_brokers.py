@@ -5,7 +5,7 @@ from samples.session_driver import SessionDriver, epoch_of
 from samples.wire import claim, identifier
 
 from gpu_worker.actions import CancelJob, ReconnectToBroker
-from gpu_worker.brokers import GATHER_S
+from gpu_worker.brokers import GATHER_S, STARTED_MAX
 from gpu_worker.events import FromBroker
 from gpu_worker.slot import Busy, Free
 from proto.failures import FailureCode, RefusalReason
@@ -157,6 +157,22 @@ def test_a_view_that_a_start_has_overtaken_says_nothing_of_it(ready):
     assert not wanted_elsewhere(ready, FIRST)
     ready.viewed(FIRST, echo=sent_before + 1)
     assert not wanted_elsewhere(ready, SECOND)
+
+
+def test_a_view_that_a_later_one_has_overtaken_says_nothing_of_what_is_wanted(ready):
+    sent_before = ready.session.contacts.of(FIRST).seq
+    ready.start()
+    ready.viewed(FIRST, echo=sent_before + 1, **WANTED)
+    ready.viewed(FIRST, echo=sent_before)
+    assert wanted_elsewhere(ready, SECOND)
+    ready.viewed(SECOND, cancel=(EXECUTION,))
+    assert ready.of(CancelJob) == []
+
+
+def test_a_broker_that_starts_without_end_is_remembered_in_part(ready):
+    for number in range(3 * STARTED_MAX):
+        ready.session.contacts.started(FIRST, b"%016d" % number)
+    assert len(ready.session.contacts._known[FIRST].started) == STARTED_MAX
 
 
 def test_unless_it_was_meant_to_call_that_start_back(busy):

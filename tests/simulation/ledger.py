@@ -243,8 +243,11 @@ class Ledger:
             return False
         # Nor of two with one idempotency key: of calls that brokers had accepted beside each other.
         over_at = now if made.released_at is None else made.released_at
-        if any(other.sent_at < over_at for other in self._others_of_key(made.identity)):
-            return False
+        longest_s = limits.held_age_max_s + limits.kept_age_max_s
+        for other in self._others_of_key(made.identity):
+            may_be_there = other.ended_at is None or other.ended_at + longest_s > made.sent_at
+            if may_be_there and other.sent_at < over_at:
+                return False
         until = made.ended_at + MARGIN * limits.held_age_max_s
         if made.released_at is not None:
             until = made.released_at + MARGIN * limits.kept_age_max_s

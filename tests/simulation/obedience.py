@@ -24,6 +24,8 @@ class Wants:
     wanted: set[bytes] = field(default_factory=set)
     started: dict[bytes, int] = field(default_factory=dict)
     """What it has told to start, and the number of the worker's latest message to it then."""
+    echo: int = 0
+    """Of its latest view: one that comes after it and is older says nothing."""
     epoch: bytes | None = None
     """Of its last view: a START of another life of the broker says nothing of what this one wants."""
 
@@ -64,12 +66,14 @@ class Obedience:
         wants.heard_at = worker.reading()
         match message:
             case WorkerView(wanted=wanted):
-                wants.started = {
-                    each: seq
-                    for each, seq in wants.started.items()
-                    if message.echo <= seq and each not in message.cancel
-                }
-                wants.wanted, wants.epoch = {*wanted, *wants.started}, message.epoch
+                if message.echo >= wants.echo:
+                    wants.started = {
+                        each: seq
+                        for each, seq in wants.started.items()
+                        if message.echo <= seq and each not in message.cancel
+                    }
+                    wants.wanted, wants.echo = {*wanted, *wants.started}, message.echo
+                wants.epoch = message.epoch
                 glance = self._glance = self._look_at(worker, broker_index, message)
                 self._held.viewed(worker, message, glance.spared)
             case Start(execution_id=execution_id, epoch=wants.epoch) if not self._is_stopping(

@@ -29,6 +29,8 @@ DENIED: Final = (
 )
 GREETING: Final = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL".ljust(22, b"\0") + bytes(33)
 """ZMTP 3.0 (RFC 23), 64 bytes with the first ten."""
+QUIET_MS: Final = 1000
+"""Without another answer: whoever is slower than that loses the rest of what was sent."""
 QUESTION: Final = [b"FLX1\x02\x01\0\0", b"\x80"]
 """Of another version: that is always answered."""
 Options = Mapping[str, bytes]
@@ -91,10 +93,12 @@ def flood(endpoint: str, count: int, random: Random, options: Options) -> int:
 
 
 def _drained(peer: "zmq.Socket[bytes]") -> None:
-    """Until what was sent is likely gone."""
+    """Until what was sent has arrived: answers end when all was read."""
     peer.send_multipart(QUESTION)
     if not peer.poll(SEND_LIMIT_MS):
         raise AssertionError("another version is not answered")
+    while peer.poll(QUIET_MS):
+        peer.recv_multipart()
 
 
 def oversized(endpoint: str, count: int, _random: Random, options: Options) -> int:

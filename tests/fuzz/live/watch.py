@@ -54,7 +54,7 @@ class GoodClient(threading.Thread):
         )
         if isinstance(outcome, Refusal):
             self.refusals[f"{outcome.code.name} {outcome.reason}".strip()] += 1
-            if outcome.code not in _AGAIN:
+            if outcome.code not in _AGAIN or (outcome.code is grpc.StatusCode.CANCELLED and outcome.reason):
                 self.wrong.append(f"{prompt}: {outcome}")
             self._over.wait(_LOOK_S)
         elif outcome.seed != seed or content_of(outcome).seed != seed:
