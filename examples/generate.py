@@ -1,10 +1,6 @@
-"""Draws one image and writes it to output.png.
+"""Draws one image and writes it to a file; with the certificate of an authority the call is encrypted."""
 
-python examples/generate.py [ADDRESS [API_KEY [AUTHORITY.pem]]]
-
-With the certificate of an authority the call is encrypted.
-"""
-
+import argparse
 import sys
 from pathlib import Path
 
@@ -13,26 +9,40 @@ import grpc
 import image_gen_pb2
 import image_gen_pb2_grpc
 
-address = sys.argv[1] if len(sys.argv) > 1 else "localhost:50051"
-api_key = sys.argv[2] if len(sys.argv) > 2 else "client1"
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+parser.add_argument("address", nargs="?", default="localhost:50051")
+parser.add_argument("api_key", nargs="?", default="client1")
+parser.add_argument("authority", nargs="?", type=Path, help="a PEM file")
+# The embedded model knows nothing else than such scenes.
+parser.add_argument("--prompt", default="a small yellow star at the top left, blue background", help="text")
+parser.add_argument("--width", type=int, default=256, help="pixels")
+parser.add_argument("--height", type=int, default=256, help="pixels")
+parser.add_argument("--steps", type=int, default=8, help="of denoising")
+parser.add_argument("--guidance", type=float, default=3.5, help="how closely to follow the prompt")
+parser.add_argument("--output", type=Path, default=Path("output.png"), help="a PNG")
+wanted = parser.parse_args()
 
-if len(sys.argv) > 3:
-    authority = grpc.ssl_channel_credentials(Path(sys.argv[3]).read_bytes())
-    opened = grpc.secure_channel(address, authority)
+if wanted.authority is None:
+    opened = grpc.insecure_channel(wanted.address)
 else:
-    opened = grpc.insecure_channel(address)
+    opened = grpc.secure_channel(wanted.address, grpc.ssl_channel_credentials(wanted.authority.read_bytes()))
 
 with opened as channel:
     stub = image_gen_pb2_grpc.ImageGenStub(channel)
-    prompt = "a small yellow star at the top left, blue background"  # the embedded model knows nothing else
     request = image_gen_pb2.GenerateRequest(
-        prompt=prompt, height=256, width=256, num_inference_steps=8, guidance_scale=3.5
+        prompt=wanted.prompt,
+        height=wanted.height,
+        width=wanted.width,
+        num_inference_steps=wanted.steps,
+        guidance_scale=wanted.guidance,
     )
     try:
-        response = stub.Generate(request, metadata=[("api-key", api_key)])
+        response = stub.Generate(request, metadata=[("api-key", wanted.api_key)])
     except grpc.RpcError as error:
         sys.exit(f"{error.code().name}: {error.details()}")
 
-Path("output.png").write_bytes(response.image_png)
-print(f"output.png: seed {response.seed}, {response.inference_time:.1f} s on {response.receipt.worker_id}")
+wanted.output.write_bytes(response.image_png)
+print(
+    f"{wanted.output}: seed {response.seed}, {response.inference_time:.1f} s on {response.receipt.worker_id}"
+)
 print(f"drawn by {response.receipt.model}, {response.receipt.precision}, {response.receipt.steps} steps")
