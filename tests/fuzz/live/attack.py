@@ -109,7 +109,7 @@ def _share(frames: int, share: float) -> int:
 def _watched(stack: Stack, name: str, run: Callable[[], int]) -> Iterator[str]:
     began_s = time.monotonic()
     sent = 0
-    with Watch(stack) as watch:
+    with Watch(stack, is_crowded=name == "grpc: resets") as watch:
         try:
             sent = run()
         except (AssertionError, OSError, ZMQError) as error:  # the service did not take it as it should

@@ -22,21 +22,17 @@ ANSWER_LIMIT_S: Final = 120.0
 """For one good call, on a machine that is attacked."""
 _LOOK_S: Final = 0.1
 _MIB: Final = 1024 * 1024
-_AGAIN: Final = {
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.CANCELLED,
-}
-"""Codes after which a client comes again: a busy worker, a connection that a flood has cost, too many calls
-at once."""
+_AGAIN: Final = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}
+"""Codes after which a client comes again: a busy worker, a connection that a flood has cost."""
 
 
 class GoodClient(threading.Thread):
     """Draws one picture after the other, and looks whether it is its own."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, *, is_crowded: bool) -> None:
         super().__init__(daemon=True, name="good client")
         self._client = client
+        self._is_crowded = is_crowded
         self._over = threading.Event()
         self.served = 0
         self.refusals: Counter[str] = Counter()
@@ -54,7 +50,10 @@ class GoodClient(threading.Thread):
         )
         if isinstance(outcome, Refusal):
             self.refusals[f"{outcome.code.name} {outcome.reason}".strip()] += 1
-            if outcome.code not in _AGAIN or (outcome.code is grpc.StatusCode.CANCELLED and outcome.reason):
+            is_one_of_too_many = (
+                self._is_crowded and outcome.code is grpc.StatusCode.CANCELLED and not outcome.reason
+            )
+            if outcome.code not in _AGAIN and not is_one_of_too_many:
                 self.wrong.append(f"{prompt}: {outcome}")
             self._over.wait(_LOOK_S)
         elif outcome.seed != seed or content_of(outcome).seed != seed:
@@ -72,9 +71,11 @@ class GoodClient(threading.Thread):
 class Watch:
     """Around one attack. `problems` are filled in at its end."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, *, is_crowded: bool) -> None:
+        """`is_crowded`: by more calls at once than gRPC lets wait, so that it may cancel a good one too."""
         self._stack = stack
-        self._good = GoodClient(stack.client())
+        self._is_crowded = is_crowded
+        self._good = GoodClient(stack.client(), is_crowded=is_crowded)
         self._over = threading.Event()
         self._sampler = threading.Thread(target=self._sample, daemon=True)
         self.problems: list[str] = []
@@ -141,7 +142,8 @@ class Watch:
             try:
                 return dict(self._stack.metrics().shed)
             except grpc.RpcError as error:
-                if error.code() not in _AGAIN or time.monotonic() > give_up_at:
+                is_one_of_too_many = self._is_crowded and error.code() is grpc.StatusCode.CANCELLED
+                if not is_one_of_too_many or time.monotonic() > give_up_at:
                     raise
             pause.wait(_LOOK_S)
 
