@@ -108,6 +108,10 @@ class Router:
         self._mailbox.tell(TimerFired())  # Its life begins.
 
     @property
+    def epoch(self) -> bytes:
+        return self._core.state.epoch
+
+    @property
     def status(self) -> str:
         """One line for people."""
         return status_text(self._core.state)
@@ -279,6 +283,7 @@ async def serve(
         log.info(
             "broker listens",
             broker_id=settings.broker_id,
+            epoch=router.epoch.hex(),
             workers=settings.workers_endpoint,
             frontends=settings.frontends_endpoint,
             public_key=None if gatekeeper is None else gatekeeper.public_key,

@@ -24,7 +24,7 @@ def test_row_1_an_idle_broker_is_killed_and_all_register_again(service: Stack) -
     assert service.broker.life != victim
     for name in service.workers:
         service.broker.until_event("worker registered", worker_id=name)
-    service.broker.until_event("frontend registered")
+    service.until_the_broker_is_heard()
     service.draws()
 
 

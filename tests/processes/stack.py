@@ -479,6 +479,11 @@ class Stack:
                 status = component.ends()
                 assert status == 0, f"{component.name} ended with {status}:\n{component.log_tail()}"
 
+    def until_the_broker_is_heard(self) -> None:
+        """By the frontend, in its present life: from then on calls are not refused for want of one."""
+        epoch = self.broker.until_event("broker listens")["epoch"]
+        self.frontend.until_event("broker answers", epoch=epoch)
+
     def until_no_process_is_left(self) -> None:
         until(f"none is left of {self.sessions}", lambda: not processes_of(self.sessions))
 

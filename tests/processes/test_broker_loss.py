@@ -75,7 +75,7 @@ def test_a_new_call_waits_until_a_broker_knows_what_is_going_on(stack: Stack) ->
         running = stack.until_running()
         stack.broker.kill()
         stack.broker.start()
-        stack.broker.until_event("frontend registered")
+        stack.until_the_broker_is_heard()
         refusal = stack.client("client2").begin("a new one").refusal()
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ALL_WORKERS_BUSY")
     assert content_of(call.image()).job_id.hex() == running.job_id
