@@ -95,7 +95,7 @@ class WishMaker:
         Of what this broker has begun or adopted itself it knows, once all have spoken.
         """
         if not self.is_foreign(execution_id):
-            return Doubts(is_new=not moment.is_rebuilt, may_be_orphan=not moment.is_rebuilt)
+            return Doubts(is_new=not moment.is_rebuilt, may_be_orphan=False)
         known_for_s = moment.now - worker.unwanted_since.get(execution_id, moment.now)
         return Doubts(
             is_new=known_for_s < self.timing.rebuild_s,

@@ -361,4 +361,53 @@ MUTANTS: Final = [
             "        self.broker, self.attempts = broker, 0\n",
         ),
     ),
+    mutant(
+        "a report that crossed a START is taken for its refusal",
+        (
+            "broker/worker_side.py",
+            "        if self._has_crossed_start(worker, now):\n",
+            "        if running is None and self._has_crossed_start(worker, now):\n",
+        ),
+        (
+            "broker/worker_side.py",
+            'knows nothing of it")\n            self._job_life.put_back(job, failure, now)\n',
+            'knows nothing of it")\n            self._job_life.take_back(execution_id, now)\n',
+        ),
+        first=41001,
+    ),
+    mutant(
+        "what a worker runs that refuses a START is forgotten",
+        (
+            "broker/worker_side.py",
+            (
+                "            return Unclear()\n"
+                "        return Running(running.claim.job_id, running.execution_id)\n"
+            ),
+            "            return Unclear()\n        return Unclear()\n",
+        ),
+        first=110021,
+    ),
+    mutant(
+        "what is spared at the window's end is judged after it",
+        (
+            "broker/submissions.py",
+            "        self._judge(begun.values(), now)\n        self._state.is_rebuilt = True\n",
+            "        self._state.is_rebuilt = True\n        self._judge(begun.values(), now)\n",
+        ),
+        first=41038,
+    ),
+    mutant(
+        "a view counts that a START has overtaken",
+        (
+            "gpu_worker/brokers.py",
+            "            known.wanted, known.echo = {*view.wanted, *known.started}, view.echo\n",
+            "            known.wanted, known.echo = set(view.wanted), view.echo\n",
+        ),
+        first=40390,
+    ),
+    mutant(
+        "a view counts that a later one has overtaken",
+        ("gpu_worker/brokers.py", "        if view.echo >= known.echo:", "        if True:"),
+        first=155,
+    ),
 ]
