@@ -143,7 +143,25 @@ def _verdict(problem: str | None) -> web.Response:
 
 
 class _Server(web.Server):
-    """aiohttp's server with a limit on connections, and JSON also for what is no HTTP request at all."""
+    """aiohttp's server with a limit on connections, and JSON also for what is no HTTP request at all.
+
+    Beyond the limit a new connection takes the place of the one that has been idle for longest: whoever opens
+    many and asks nothing keeps no probe out.
+    """
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(self._answer_one)
+        self._answer = answer
+        self._idle: dict[web.RequestHandler, asyncio.Transport] = {}
+        """Without a request, or not with a whole one yet; longest first."""
+
+    async def _answer_one(self, request: web.BaseRequest) -> web.StreamResponse:
+        transport = self._idle.pop(request.protocol, None)
+        try:
+            return await self._answer(request)
+        finally:
+            if transport is not None and request.transport is not None:
+                self._idle[request.protocol] = transport
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(
@@ -158,10 +176,16 @@ class _Server(web.Server):
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
+        self._idle[handler] = transport
         if len(self.connections) > MAX_CONNECTIONS:
-            log.warning("http connection refused", limit=MAX_CONNECTIONS)
+            log.warning("http connection ended for another one", limit=MAX_CONNECTIONS)
+            longest_idle = next(iter(self._idle))
             # Not at once: aiohttp expects that a connection lives until its first request is awaited.
-            asyncio.get_running_loop().call_soon(transport.abort)
+            asyncio.get_running_loop().call_soon(self._idle.pop(longest_idle).abort)
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        self._idle.pop(handler, None)
+        super().connection_lost(handler, exc)
 
 
 class _Connection(web.RequestHandler):

@@ -14,6 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from frontend import http, metrics_page
 from frontend.cluster import ServicePicture
 
+HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
 
 async def raw(port, request_bytes):
     """Status, headers and body of the answer to anything that a socket can carry."""
@@ -128,25 +130,57 @@ async def test_what_is_no_http_gets_a_400_in_json(frontend, request_bytes):
     assert (status, json.loads(body)) == (400, {"error": "this is not a valid HTTP request"})
 
 
-async def test_connections_are_bounded_and_come_back(frontend, monkeypatch):
-    monkeypatch.setattr(http, "MAX_CONNECTIONS", 2)
-    port = frontend.http_port
-    held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
-    for reader, writer in held:
-        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        await reader.readuntil(b"\r\n\r\n")
+async def connected(port, *, asks=b""):
+    """Reader and writer of a connection that stays open; it has its answer if it asks."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    if asks:
+        writer.write(asks)
+        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    return reader, writer
+
+
+async def test_a_new_connection_takes_the_place_of_the_one_that_was_idle_for_longest(frontend, monkeypatch):
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 3)
+    port = frontend.http_port
+    silent = await connected(port)
+    asked = await connected(port, asks=HEALTHZ)
+    other = await connected(port, asks=HEALTHZ)
+    assert (await raw(port, HEALTHZ))[0] == 200
+    assert await asyncio.wait_for(silent[0].read(), 10) == b"", "it never asked"
+    other[1].write(HEALTHZ)
+    await asyncio.wait_for(other[0].readuntil(b"ok"), 10)
+    for _, writer in (silent, asked, other):
+        writer.close()
+
+
+async def test_a_thousand_connections_that_ask_nothing_keep_no_probe_out(frontend, monkeypatch):
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 20)
+    port = frontend.http_port
+    silent = []
+    for _ in range(50):
+        silent += [await connected(port) for _ in range(20)]
+        assert (await raw(port, HEALTHZ))[0] == 200
+    for _, writer in silent:
+        writer.close()
+
+
+async def test_where_all_are_being_answered_the_new_connection_ends(frontend, monkeypatch):
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 1)
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def late():
+        asked.set()
+        await go_on.wait()
+        return ServicePicture(brokers=())
+
+    monkeypatch.setattr(frontend.cluster, "service_picture", late)
+    scrape = asyncio.create_task(frontend.get("/metrics"))
+    await asyncio.wait_for(asked.wait(), 10)
+    reader, writer = await connected(frontend.http_port)
     assert await asyncio.wait_for(reader.read(), 10) == b""
-    for _, each in [*held, (reader, writer)]:
-        each.close()
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                status, _headers, _body = await raw(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            except (ConnectionError, asyncio.IncompleteReadError):
-                continue
-            break
-    assert status == 200
+    writer.close()
+    go_on.set()
+    assert (await scrape)[0] == 200
 
 
 # --- For Prometheus -----------------------------------------------------------------------------
