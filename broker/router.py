@@ -103,8 +103,8 @@ class Router:
         self._authenticator = None if gatekeeper is None else _authenticator(gatekeeper)
         self._workers = self._socket("worker", MAX_IMAGE_BYTES + SLACK_BYTES, self._from_worker)
         self._frontends = self._socket("frontend", MAX_HEADER_BYTES, self._from_frontend)
-        self._bind(self._workers, settings.workers_endpoint)
-        self._bind(self._frontends, settings.frontends_endpoint)
+        self._bind(self._workers, "workers_endpoint", settings.workers_endpoint)
+        self._bind(self._frontends, "frontends_endpoint", settings.frontends_endpoint)
         self._mailbox.tell(TimerFired())  # Its life begins.
 
     @property
@@ -162,16 +162,16 @@ class Router:
         behind = [each for each in self._heard_until.values() if each is not None]
         self._mailbox.tell(HeardUntil(instant=min(behind, default=None)))
 
-    def _bind(self, socket: LoopSocket, endpoint: str) -> None:
+    def _bind(self, socket: LoopSocket, setting: str, endpoint: str) -> None:
         if (obstacle := why_not_bindable(endpoint)) is not None:
             self.close()
-            raise CannotBind(f"cannot listen on {endpoint}: {obstacle}")
+            raise CannotBind(f"{setting}: cannot listen on {endpoint}: {obstacle}")
         try:
             socket.bind(endpoint)
         except zmq.ZMQError as error:
             self.close()
             reason = zmq.strerror(error.errno or 0)  # the error's own text repeats the address
-            raise CannotBind(f"cannot listen on {endpoint}: {reason}") from error
+            raise CannotBind(f"{setting}: cannot listen on {endpoint}: {reason}") from error
 
     # --- Between the core and the sockets ------------------------------------------------------
 

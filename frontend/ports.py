@@ -10,6 +10,7 @@ _REASONS: Final = {
     errno.EACCES: "this user may not listen on that port",
     errno.EADDRNOTAVAIL: "this machine has no such address",
 }
+_SETTINGS: Final = {"gRPC": "grpc_port", "HTTP": "http_port"}
 
 
 class CannotListen(Exception):
@@ -17,6 +18,8 @@ class CannotListen(Exception):
 
     def __init__(self, purpose: str, host: str, port: int, error: OSError) -> None:
         reason = _REASONS.get(error.errno or 0) or error.strerror or os.strerror(error.errno or 0)
+        if error.errno == errno.EADDRINUSE and purpose in _SETTINGS:
+            reason += f"; {_SETTINGS[purpose]} sets another one"
         super().__init__(f"cannot listen for {purpose} on {host} port {port}: {reason}")
 
 

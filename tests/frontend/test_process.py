@@ -59,7 +59,7 @@ async def test_a_taken_port_is_one_line_and_an_exit_code_of_its_own(option, purp
             assert await child.wait() == EXIT_CANNOT_START
     assert said == (
         f"frontend: cannot listen for {purpose} on 127.0.0.1 port {port}: "
-        "the port is taken by another process\n"
+        f"the port is taken by another process; {option[2:].replace('-', '_')} sets another one\n"
     )
 
 

@@ -64,4 +64,5 @@ def test_a_taken_port_of_the_broker_is_named(tmp_path: Path, taken_port: int, op
     free_endpoint = f"ipc://{tmp_path}/free"
     status, lines = run(tmp_path, "broker", option, endpoint, *free, free_endpoint)
     assert status == EXIT_CANNOT_START, lines
-    assert lines == [f"broker: cannot listen on {endpoint}: Address already in use"]
+    setting = option[2:].replace("-", "_")
+    assert lines == [f"broker: {setting}: cannot listen on {endpoint}: Address already in use"]

@@ -224,7 +224,7 @@ async def test_a_port_that_is_taken(folder, tcp_endpoint, raw):
     raw(zmq.ROUTER, tcp_endpoint, bind=True)
     with pytest.raises(CannotBind) as caught:
         Router(settings(folder, frontends_endpoint=tcp_endpoint))
-    assert str(caught.value) == f"cannot listen on {tcp_endpoint}: Address already in use"
+    assert str(caught.value) == f"frontends_endpoint: cannot listen on {tcp_endpoint}: Address already in use"
 
 
 @pytest.fixture
@@ -294,4 +294,7 @@ def test_the_process_says_why_it_cannot_start(folder, capsys, monkeypatch):
     argv = [f"--workers-endpoint=ipc://{folder}/missing/w", f"--frontends-endpoint=ipc://{folder}/f"]
     assert main(argv) == EXIT_CANNOT_START
     said = capsys.readouterr().err.splitlines()
-    assert said[-1] == f"broker: cannot listen on ipc://{folder}/missing/w: No such file or directory"
+    assert (
+        said[-1]
+        == f"broker: workers_endpoint: cannot listen on ipc://{folder}/missing/w: No such file or directory"
+    )
