@@ -5,7 +5,18 @@ import re
 import string
 from typing import Final
 
-from training.scenes import CELLS, CENTRE, COLOUR_NAMES, MEDIUM, SHAPES, SIZES, WHITE, Scene, Thing
+from training.scenes import (
+    CELLS,
+    CENTRE,
+    COLOUR_NAMES,
+    MEDIUM,
+    SHAPES,
+    SIZES,
+    WHITE,
+    Scene,
+    Thing,
+    unsaid_colour,
+)
 
 _SHAPE_WORDS: Final = {
     "circle": ("circle", "circle", "disc", "disk", "dot", "ball"),
@@ -73,9 +84,13 @@ _JOINTS: Final = (", ", ", ", " ", " ", "; ", ". ")
 _WORD: Final = re.compile(r"[a-z0-9]+")
 
 
-def caption(scene: Scene, chance: random.Random) -> str:
-    """Words that mean this scene and no other, so far as the tables know."""
-    parts = _pair_parts(scene, chance) if scene.relation else _single_parts(scene, chance)
+def caption(scene: Scene, chance: random.Random, *, terse: float = 0.0) -> str:
+    """Words that mean this scene and no other, so far as the tables know.
+
+    `terse`: the part that leaves out all that goes without saying; of the others each says some of it.
+    """
+    is_terse = terse > 0 and chance.random() < terse
+    parts = _pair_parts(scene, chance, is_terse) if scene.relation else _single_parts(scene, chance, is_terse)
     if chance.random() < 0.15:
         parts.insert(chance.randint(0, len(parts)), chance.choice(_IDLE_WORDS))
     if chance.random() < 0.1:
@@ -103,39 +118,46 @@ def vocabulary() -> list[str]:
     )
 
 
-def _single_parts(scene: Scene, chance: random.Random) -> list[str]:
+def _single_parts(scene: Scene, chance: random.Random, is_terse: bool) -> list[str]:
     thing = scene.things[0]
-    parts = [_subject(thing, chance)]
-    if thing.cell != CENTRE or chance.random() < 0.5:
+    parts = [_subject(thing, scene.ground, chance, is_terse)]
+    if thing.cell != CENTRE or (not is_terse and chance.random() < 0.5):
         parts.append(_place(thing.cell, chance))
-    if scene.ground != WHITE or chance.random() < 0.6:
+    if scene.ground != WHITE or (not is_terse and chance.random() < 0.6):
         parts.append(_ground(scene.ground, chance))
     if chance.random() < 0.35:
         chance.shuffle(parts)
     return parts
 
 
-def _pair_parts(scene: Scene, chance: random.Random) -> list[str]:
-    first, second = (_subject(thing, chance, sizes=False) for thing in scene.things)
+def _pair_parts(scene: Scene, chance: random.Random, is_terse: bool) -> list[str]:
+    first, second = (_words_of(thing, chance, says_size=False) for thing in scene.things)
     assert scene.relation is not None
     forth, back = _RELATIONS[scene.relation]
     if chance.random() < 0.5:
         parts = [f"{first} {chance.choice(forth)} {second}"]
     else:
         parts = [f"{second} {chance.choice(back)} {first}"]
-    if scene.ground != WHITE or chance.random() < 0.6:
+    if scene.ground != WHITE or (not is_terse and chance.random() < 0.6):
         parts.append(_ground(scene.ground, chance))
     if chance.random() < 0.25:
         chance.shuffle(parts)
     return parts
 
 
-def _subject(thing: Thing, chance: random.Random, *, sizes: bool = True) -> str:
+def _subject(thing: Thing, ground: int, chance: random.Random, is_terse: bool) -> str:
+    says_size = thing.size != MEDIUM or (not is_terse and chance.random() < 0.2)
+    says_colour = not is_terse or thing.colour != unsaid_colour(ground)
+    return _words_of(thing, chance, says_size=says_size, says_colour=says_colour)
+
+
+def _words_of(thing: Thing, chance: random.Random, *, says_size: bool, says_colour: bool = True) -> str:
     shape = chance.choice(_SHAPE_WORDS[SHAPES[thing.shape]])
     colour = chance.choice(_COLOUR_WORDS[COLOUR_NAMES[thing.colour]])
-    says_size = sizes and (thing.size != MEDIUM or chance.random() < 0.2)
     size = chance.choice(_SIZE_WORDS[SIZES[thing.size]]) if says_size else ""
     match chance.random():
+        case _ if not says_colour:
+            words = f"{size} {shape}"
         case it if it < 0.08:
             words = f"{size} {shape} that is {colour}"
         case it if it < 0.14:

@@ -37,10 +37,15 @@ class Trial:
     pairs: bool = False
     shuffled: bool = False
     """Each picture is drawn from the next scene's prompt: what a scorer finds that cannot fail."""
+    terse: bool = False
+    """Scenes of which much goes without saying, and is not said."""
 
     def scenes(self) -> list[Scene]:
         numbers = chance.numbers("trial", self.pairs)
-        return [draw_scene(numbers, pairs=float(self.pairs), held_out=True) for _ in range(self.prompts)]
+        return [
+            draw_scene(numbers, pairs=float(self.pairs), unsaid=float(self.terse), held_out=True)
+            for _ in range(self.prompts)
+        ]
 
 
 def truth(trial: Trial) -> Scores:
@@ -67,7 +72,7 @@ def evaluate(
     engine.warm_up()
     scenes = trial.scenes()
     numbers = chance.numbers("words", trial.pairs)
-    captions = [caption(scene, numbers) for scene in scenes]
+    captions = [caption(scene, numbers, terse=float(trial.terse)) for scene in scenes]
     if trial.shuffled:
         captions = captions[1:] + captions[:1]
     scores, first = [], []

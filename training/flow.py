@@ -32,6 +32,9 @@ _SHARD_STEPS: Final = 64
 _USES: Final = 8
 """Of each scene in its shard."""
 _PAIRS: Final = 0.2
+_UNSAID: Final = 0.25
+_TERSE: Final = 0.3
+"""Of the captions: people say little, and then mean one thing."""
 _NO_CAPTION: Final = 0.1
 _SIDES: Final = range(128, 512 + 1, PATCH)
 """Of pictures of other sizes."""
@@ -108,7 +111,8 @@ class SceneLatents:
         count = max(1, self._recipe.batch * (SIDE // PATCH) ** 2 // tokens)
         chosen = [numbers.randrange(len(group.scenes)) for _ in range(count)]
         captions = [
-            "" if numbers.random() < no_caption else caption(group.scenes[it], numbers) for it in chosen
+            "" if numbers.random() < no_caption else caption(group.scenes[it], numbers, terse=_TERSE)
+            for it in chosen
         ]
         states, pooled = self.encode(captions)
         latents = packed(group.latents[chosen])
@@ -131,7 +135,11 @@ class SceneLatents:
                 sizes.append((height, width, max(1, count // _SIZES * SIDE**2 // (height * width))))
         self._groups = [
             self._group(
-                shard, number, height, width, [draw_scene(numbers, pairs=_PAIRS) for _ in range(many)]
+                shard,
+                number,
+                height,
+                width,
+                [draw_scene(numbers, pairs=_PAIRS, unsaid=_UNSAID) for _ in range(many)],
             )
             for number, (height, width, many) in enumerate(sizes)
         ]

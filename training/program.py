@@ -204,7 +204,7 @@ class Program:
         it = self._settings
         trial = Trial(
             prompts=it.prompts, steps=it.steps, guidance=it.guidance, height=it.height, width=it.width,
-            pairs=it.pairs, shuffled=it.shuffled,
+            pairs=it.pairs, shuffled=it.shuffled, terse=it.terse,
         )  # fmt: skip
         folder = it.model or self._folder / _MODEL
         found = evaluate(
@@ -268,7 +268,7 @@ def _evaluations(folder: Path) -> list[dict[str, Any]]:
 
 def _row(evaluation: dict[str, Any]) -> str:
     trial, scores = evaluation["trial"], evaluation["scores"]
-    kind = ", ".join(name for name in ("pairs", "shuffled") if trial[name])
+    kind = ", ".join(name for name in ("pairs", "shuffled", "terse") if trial.get(name))
     cells = [
         evaluation["bits"], trial["prompts"], f"{trial['width']} x {trial['height']}", trial["steps"],
         f"{trial['guidance']:g}", kind, *(f"{scores[name]:.1%}" for name in _PROPERTIES),

@@ -33,6 +33,8 @@ RADII: Final = (0.125, 0.165, 0.215)
 CENTRE: Final = 4
 MEDIUM: Final = 1
 WHITE: Final = COLOUR_NAMES.index("white")
+BLACK: Final = COLOUR_NAMES.index("black")
+"""What is meant where nothing is said: in the middle, medium, on white, and black or, on black, white."""
 
 _HELD_OUT_ONE_IN: Final = 10
 
@@ -72,11 +74,23 @@ class Scene:
         return zlib.crc32(f"{self.ground}:{things}{places}".encode()) % _HELD_OUT_ONE_IN == 0
 
 
-def draw_scene(chance: random.Random, *, pairs: float = 0.0, held_out: bool = False) -> Scene:
-    """At random; `pairs` is the part with two shapes. Held-out scenes, or all the others."""
+def unsaid_colour(ground: int) -> int:
+    """Of a shape of which no colour is told."""
+    return WHITE if ground == BLACK else BLACK
+
+
+def draw_scene(
+    chance: random.Random, *, pairs: float = 0.0, unsaid: float = 0.0, held_out: bool = False
+) -> Scene:
+    """At random; `pairs` is the part with two shapes, `unsaid` that in which more goes without saying.
+
+    Held-out scenes, or all the others.
+    """
     two = chance.random() < pairs
     while True:
         scene = _pair(chance) if two else _single(chance)
+        if unsaid and chance.random() < unsaid:
+            scene = _plainer(scene, chance)
         if scene.is_held_out is held_out:
             return scene
 
@@ -86,6 +100,24 @@ def _single(chance: random.Random) -> Scene:
     # The middle is what is meant where nothing is said, so it is asked for more often.
     cell = CENTRE if chance.random() < 0.1 else chance.randrange(len(CELLS))
     return Scene(ground, (Thing(chance.randrange(len(SHAPES)), colour, cell, chance.randrange(len(SIZES))),))
+
+
+def _plainer(scene: Scene, chance: random.Random) -> Scene:
+    ground = WHITE if chance.random() < 0.7 else scene.ground
+    if len(scene.things) > 1:
+        return scene if any(it.colour == ground for it in scene.things) else Scene(ground, scene.things)
+    (thing,) = scene.things
+    return Scene(
+        ground,
+        (
+            Thing(
+                thing.shape,
+                unsaid_colour(ground) if thing.colour == ground or chance.random() < 0.3 else thing.colour,
+                CENTRE if chance.random() < 0.5 else thing.cell,
+                MEDIUM if chance.random() < 0.5 else thing.size,
+            ),
+        ),
+    )
 
 
 def _pair(chance: random.Random) -> Scene:

@@ -47,6 +47,7 @@ class TrainingSettings(ComponentSettings):
     height: int = Field(256, ge=32, le=1024, description="evaluate: pixels")
     width: int = Field(256, ge=32, le=1024, description="evaluate: pixels")
     pairs: bool = Field(False, description="evaluate: two shapes with a relation, not one")
+    terse: bool = Field(False, description="evaluate: scenes and words in which little is said")
     shuffled: bool = Field(
         False, description="evaluate: each picture gets another prompt than it is judged by"
     )

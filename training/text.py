@@ -24,6 +24,8 @@ _PARTS: Final = (len(COLOURS), 2, *(2 * (len(SHAPES), len(COLOURS), len(CELLS), 
 _NOTHING: Final = -100
 """Of cross_entropy: not judged."""
 _PAIRS: Final = 0.3
+_UNSAID: Final = 0.25
+_TERSE: Final = 0.3
 _MEASURED: Final = 1000
 
 
@@ -89,8 +91,8 @@ class TextStage:
 
     def losses(self, step: int) -> dict[str, Any]:
         numbers = chance.numbers(self._seed, self.name, step)
-        scenes = [draw_scene(numbers, pairs=_PAIRS) for _ in range(self.recipe.batch)]
-        found = self.trained([caption(scene, numbers) for scene in scenes])
+        scenes = [draw_scene(numbers, pairs=_PAIRS, unsaid=_UNSAID) for _ in range(self.recipe.batch)]
+        found = self.trained([caption(scene, numbers, terse=_TERSE) for scene in scenes])
         wanted = torch.tensor([_numbers_of(scene) for scene in scenes], device=self._device)
         losses = {name: _loss(logits.float(), wanted) for name, logits in found.items()}
         return {"loss": losses["clip"] + losses["t5"], **losses}

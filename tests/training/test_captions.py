@@ -7,6 +7,7 @@ import pytest
 
 from training.captions import caption, vocabulary
 from training.scenes import (
+    BLACK,
     CELLS,
     CENTRE,
     COLOUR_NAMES,
@@ -17,6 +18,7 @@ from training.scenes import (
     Scene,
     Thing,
     draw_scene,
+    unsaid_colour,
 )
 from training.tokenizers import clip_tokenizer, t5_tokenizer
 
@@ -30,6 +32,7 @@ MEANINGS = {
     "small": "small little tiny", "large": "large big huge",
     "top": "top upper", "bottom": "bottom lower", "left": "left", "right": "right",
 }  # fmt: skip
+RED = COLOUR_NAMES.index("red")
 MEANING = {word: meaning for meaning, words in MEANINGS.items() for word in words.split()}
 
 
@@ -47,12 +50,15 @@ def expected(scene: Scene) -> set[str]:
     return found & set(MEANINGS)
 
 
-def test_a_caption_says_what_is_drawn_and_nothing_else() -> None:
+@pytest.mark.parametrize(("unsaid", "terse"), [(0.0, 0.0), (1.0, 0.5)])
+def test_a_caption_says_what_is_drawn_and_nothing_else(unsaid: float, terse: float) -> None:
     chance = random.Random(1)
     for _ in range(2000):
-        scene = draw_scene(chance, pairs=0.0)
-        found = meanings(caption(scene, chance))
+        scene = draw_scene(chance, pairs=0.0, unsaid=unsaid)
+        found = meanings(caption(scene, chance, terse=terse))
         may_be_left_out = {"white"} if scene.ground == WHITE else set()
+        if terse and scene.things[0].colour == unsaid_colour(scene.ground):
+            may_be_left_out.add(COLOUR_NAMES[scene.things[0].colour])
         assert expected(scene) - may_be_left_out <= found <= expected(scene), (scene, found)
 
 
@@ -70,18 +76,34 @@ def test_a_relation_is_said_from_either_side() -> None:
 
 
 def test_what_is_not_said_has_one_meaning() -> None:
-    """The middle, medium, on white."""
+    """The middle, medium, on white; black, and white on black."""
     scene = Scene(WHITE, (Thing(2, 3, CENTRE, MEDIUM),))
     captions = {caption(scene, random.Random(number)).lower() for number in range(300)}
     assert {"a green triangle", "green triangle"} & captions
+    for ground, colour in ((WHITE, BLACK), (BLACK, WHITE), (RED, BLACK)):
+        scene = Scene(ground, (Thing(2, colour, CENTRE, MEDIUM),))
+        for number in range(100):
+            assert meanings(caption(scene, random.Random(number), terse=1.0)) == {
+                "triangle",
+                *({COLOUR_NAMES[ground]} - {"white"}),
+            }
+
+
+def test_where_much_goes_without_saying_little_is_said() -> None:
+    chance = random.Random(4)
+    said = [meanings(caption(draw_scene(chance, unsaid=1.0), chance, terse=1.0)) for _ in range(1000)]
+    assert sum(len(found) == 1 for found in said) > 20, "a shape and nothing else"
+    assert sum(len(found) <= 3 for found in said) > 500
 
 
 def test_held_out_scenes_are_others() -> None:
     chance = random.Random(2)
-    for pairs in (0.0, 1.0):
-        trained = {(scene.ground, tuple((it.shape, it.colour, it.cell) for it in scene.things))
-                   for scene in (draw_scene(chance, pairs=pairs) for _ in range(3000))}  # fmt: skip
-        kept = [draw_scene(chance, pairs=pairs, held_out=True) for _ in range(300)]
+    for pairs, unsaid in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
+        trained = {
+            (scene.ground, tuple((it.shape, it.colour, it.cell) for it in scene.things))
+            for scene in (draw_scene(chance, pairs=pairs, unsaid=unsaid) for _ in range(3000))
+        }
+        kept = [draw_scene(chance, pairs=pairs, unsaid=unsaid, held_out=True) for _ in range(300)]
         assert not [
             scene for scene in kept
             if (scene.ground, tuple((it.shape, it.colour, it.cell) for it in scene.things)) in trained
