@@ -304,6 +304,7 @@ MUTANTS: Final = [
             "        for execution_id in filter(may_end, view.cancel):\n",
             "        for execution_id in view.cancel:\n",
         ),
+        first=140,
     ),
     mutant(
         "a worker obeys any release",
