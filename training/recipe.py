@@ -61,7 +61,7 @@ PROFILES: Final[dict[ProfileName, Profile]] = {
         "autoencoder": StageRecipe(steps=6000, batch=32, rate=2e-3),
         "text": StageRecipe(steps=2500, batch=64, rate=3e-3),
         "flow": StageRecipe(steps=9600, batch=32, rate=2e-3, warm_up=200, decay=0.4, muon=True),
-        "sizes": StageRecipe(steps=8000, batch=32, rate=1.5e-3, decay=0.4, other_sizes=0.6, muon=True),
+        "sizes": StageRecipe(steps=16_800, batch=32, rate=1.5e-3, decay=0.4, other_sizes=0.7, muon=True),
         "guidance": StageRecipe(steps=300, batch=32, rate=3e-4, other_sizes=0.5, average=0.99, muon=True),
         "decoder": StageRecipe(steps=1200, batch=16, rate=5e-4),
     },
