@@ -13,12 +13,14 @@ from proto.sockets import HIGH_WATER_MARK, LoopSocket
 
 STALL_S = 2.5
 """Two of the heartbeats that were, but not the three seconds after which they ended a connection."""
+LINGER_MS = 1000
 
 
 def send(endpoint: str, messages: list[bytes]) -> None:
-    """As a peer that ends when everything is on its way."""
+    """As a peer that ends when everything is on its way, or as much as the kernel takes."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
         peer.set(zmq.SNDHWM, 0)
+        peer.set(zmq.LINGER, LINGER_MS)  # Nobody reads meanwhile: without a limit it would wait for ever.
         peer.connect(endpoint)
         for message in messages:
             peer.send(message)
