@@ -144,6 +144,7 @@ class WorkerSide:
                 )
                 self._job_life.take_back(worker.slot.execution_id, now)
                 self._state.workers.set_slot(worker, self._slot_after_refusal(worker))
+                self._take_what_runs_instead(worker, now)
                 return
 
     @staticmethod
@@ -153,6 +154,13 @@ class WorkerSide:
         if running is None or worker.holds(running.execution_id):  # Nothing, or what has ended since.
             return Unclear()
         return Running(running.claim.job_id, running.execution_id)
+
+    def _take_what_runs_instead(self, worker: Worker, now: float) -> None:
+        """Its job may have come since: it takes nothing over from a slot that is thought to be another's."""
+        self._adoption.reported(worker, now)
+        running = worker.running
+        if running is not None and self._state.jobs.wanting(running.execution_id) is not None:
+            self._state.send_worker_view(worker)
 
     def _outcome_came(self, route: bytes, outcome: Outcome, now: float) -> None:
         worker = self._state.workers.of_incarnation(outcome.worker_id, outcome.incarnation)

@@ -239,6 +239,21 @@ def test_a_job_whose_start_is_refused_takes_what_its_worker_was_told_to_run_of_i
     assert standby.starts() == []
 
 
+def test_with_the_refusal_another_call_takes_over_what_was_begun_for_it_there(standby):
+    """It came when the slot was thought to be that of the START; the broker that began it has let it go."""
+    standby.submit()
+    execution_id = standby.started().execution_id
+    theirs = claim("moved", idempotency_hash=identifier("again"), detach=True)
+    standby.submit(
+        "moved", accepted=True, attempts=1, execution_id=THEIRS, idempotency=identifier("again"), detach=True
+    )
+    standby.runs(THEIRS, "moved", claim=theirs)
+    standby.from_worker(Refuse(reason=RefusalReason.WORKER_BUSY, execution_id=execution_id))
+    assert standby.job("moved").current_execution == THEIRS
+    assert (standby.view().wanted, standby.view().cancel) == ((THEIRS,), ())
+    assert standby.starts() == []
+
+
 def test_a_worker_that_still_runs_theirs_after_a_while_has_lost_the_start_or_its_refusal(standby):
     """Or has begun it in between: the attempt counts."""
     standby.submit()

@@ -159,15 +159,18 @@ class CallRules:
     def _check_repeat(self, call: Call, drawn: Execution) -> None:
         """While the worker of the first image lives undisturbed, and has it still, nobody gets another.
 
-        Every broker that the call was at must know of that: any may have begun what was drawn.
+        Every broker that the call was at must know of that: any may have begun what was drawn. So must the
+        one that did begin it, perhaps for an earlier call: if it does not hear the first image's worker, its
+        own is kept as well, and of two that were given repeats get the one with the smaller identifier.
         """
         ledger, brokers = self._ledger, self._ledger.world.brokers
         first = ledger.delivered.get(call.identity)
         if first is None:
             return
+        concerned = call.been_at | {drawn.broker_index}
         if first is drawn:
             ledger.count(SAME_BYTES)
-        elif call.been_at and all(ledger.is_still_there(first, brokers[index]) for index in call.been_at):
+        elif call.been_at and all(ledger.is_still_there(first, brokers[index]) for index in concerned):
             ledger.count(SAME_BYTES)
             detail = f"{ledger.short(call.job_id)} got {ledger.short(drawn.execution_id)}"
             raise ledger.breaks(SAME_BYTES, f"{detail}, and {ledger.short(first.execution_id)} was there")

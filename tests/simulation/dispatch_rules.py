@@ -73,6 +73,7 @@ class DispatchRules:
             claim=start.claim,
             identity=identity_of(start.claim),
             epoch=broker.epoch,
+            broker_index=broker.index,
             worker=connection.peer,  # type: ignore[arg-type]
             sent_at=ledger.world.now,
             detached_at={broker.epoch} if start.claim.detach else set(),

@@ -31,6 +31,8 @@ class Execution:
     identity: Identity
     epoch: bytes
     """Of the broker that dispatched it."""
+    broker_index: int
+    """Likewise, whichever of its lives."""
     worker: "WorkerActor"
     sent_at: float
     begun_at: float | None = None
