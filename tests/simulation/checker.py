@@ -127,12 +127,16 @@ class Checker:
                 self._keys.accepted(call, self._ledger.world.brokers[broker_index])
 
     def _note_taken_over(self, call: Call, status: JobStatus) -> None:
-        """It gets what is drawn already, or runs for another broker: it adds nothing to what the key has."""
+        """It gets what is drawn already, or runs for another broker: it adds nothing to what the key has.
+
+        So does a repeat that takes over what an earlier life of its broker began for another call.
+        """
         execution = self._ledger.executions.get(status.execution_id or b"")
         if execution is None:
             return
-        runs_elsewhere = len(self._ledger.world.brokers) > 1 and execution.epoch != call.accepted_by
         is_its_own = execution.claim.job_id == call.job_id
+        has_rivals = len(self._ledger.world.brokers) > 1
+        runs_elsewhere = execution.epoch != call.accepted_by and (has_rivals or not is_its_own)
         if runs_elsewhere or not (is_its_own or execution.is_drawing):
             self._ledger.unjudged.add(call.identity)
 
