@@ -12,6 +12,7 @@ from simulation.call_rules import CallRules
 from simulation.calls import Call
 from simulation.dispatch_rules import DispatchRules
 from simulation.fair_rules import FairRules
+from simulation.hearing import Hearing
 from simulation.held_rules import HeldRules
 from simulation.invariants import MOVED, NOT_REFUSED, RIVAL
 from simulation.key_rules import KeyRules
@@ -50,6 +51,7 @@ TAKEN = frozenset({JobState.QUEUED, JobState.RUNNING, JobState.ENDED})
 class Checker:
     def __init__(self, world: "World") -> None:
         self._ledger = Ledger(world)
+        self._hearing = Hearing(world)
         self._calls = CallRules(self._ledger)
         self._keys = KeyRules(self._ledger)
         self._fair = FairRules(self._ledger)
@@ -187,9 +189,11 @@ class Checker:
                 self._wishes.left(broker, message)
                 self._dispatches.moved(broker, message)
             case WorkerReport():
-                self._dispatches.reported(broker, message)
-                self._wishes.reported(broker, message)
+                if self._hearing.takes(broker, message):
+                    self._dispatches.reported(broker, message)
+                    self._wishes.reported(broker, message)
             case Outcome():
+                self._hearing.ended(broker, message)
                 self._dispatches.ended(broker, message)
             case Refuse(execution_id=execution_id) if execution_id is not None:
                 self._dispatches.refused(broker, execution_id)
@@ -229,6 +233,7 @@ class Checker:
     def broker_noted(self, broker: "BrokerActor", note: Note) -> None:
         """Some of what it tells its operator says what it has given up."""
         if note.event in ("worker lost", "worker left"):
+            self._hearing.worker_lost(broker, note.fields["worker_id"])
             self._dispatches.worker_lost(broker, note.fields["worker_id"])
         if note.event in ("job admitted", "image given again"):
             self._keys.admitted(broker, note.fields["job_id"])  # type: ignore[arg-type]

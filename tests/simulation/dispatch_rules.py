@@ -1,6 +1,7 @@
 """Executions: how many there may be of a job, where, when, and which of them delivers."""
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from simulation.calls import Call, identity_of
@@ -30,11 +31,24 @@ if TYPE_CHECKING:
     from simulation.worker_actor import WorkerActor
 
 
+@dataclass(slots=True)
+class Offer:
+    """A START that its worker has not answered yet, by a report of that execution, its end or a refusal."""
+
+    execution_id: bytes
+    sent_at: float
+    """The last time, on the broker's clock."""
+    beside: Execution | None = None
+    """What the worker's latest report said that it runs instead: it may have crossed the START."""
+
+
 class DispatchRules:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._sent_to: dict[bytes, list[Execution]] = {}
         """By worker."""
+        self._offers: dict[tuple[bytes, bytes], Offer] = {}
+        """By epoch and worker."""
         self._dispatched_of: Counter[bytes] = Counter()
         self.begun_of: Counter[bytes] = Counter()
         """By job."""
@@ -47,6 +61,10 @@ class DispatchRules:
 
     def sent(self, broker: "BrokerActor", start: Start, connection: Connection | None) -> None:
         known = self._ledger.executions.get(start.execution_id)
+        of = (broker.epoch, start.incarnation)
+        offer = self._offers.get(of)
+        if known is None or (offer is not None and offer.execution_id == start.execution_id):
+            self._offers[of] = Offer(start.execution_id, broker.reading())
         if known is not None:
             if start.claim.detach:
                 known.detached_at.add(broker.epoch)
@@ -150,11 +168,14 @@ class DispatchRules:
     def reported(self, broker: "BrokerActor", report: WorkerReport) -> None:
         """What a worker says of the executions that were sent to it."""
         listed = {outcome.execution_id for outcome in report.held}
+        offer = self._open_offer(broker, report)
         running = {outcome.execution_id for outcome in report.held if outcome.is_unfinished}
         if report.running is not None:
             execution = self._ledger.executions[report.running.execution_id]
             if report.running.stopping:
                 execution.reported_to.pop(broker.epoch, None)
+            elif offer is not None:
+                offer.beside = execution
             else:
                 running.add(execution.execution_id)
         for execution_id in running:
@@ -165,15 +186,49 @@ class DispatchRules:
             if execution.execution_id not in listed:
                 self._came_to_nothing(broker, execution)
 
+    def _open_offer(self, broker: "BrokerActor", report: WorkerReport) -> Offer | None:
+        """A START that this report may have crossed, as it knows nothing of it.
+
+        Until it is answered, or has been on its way for too long, the broker does not count on anything else
+        that runs there (PROTOCOL.md §5.3, and §10 of what is not promised).
+        """
+        of = (broker.epoch, report.incarnation)
+        offer = self._offers.get(of)
+        if offer is None:
+            return None
+        running = () if report.running is None else (report.running,)
+        is_answered = any(each.execution_id == offer.execution_id for each in (*running, *report.held))
+        is_late = broker.reading() - offer.sent_at >= self._ledger.world.timing.repeat_after_s
+        offer.beside = None
+        if not is_answered and not is_late:
+            return offer
+        if is_answered or report.running is not None:  # Otherwise it is sent again.
+            del self._offers[of]
+        return None
+
+    def _close_offer(self, broker: "BrokerActor", execution: Execution) -> Execution | None:
+        """It has ended, or was refused. Gives what its worker said that it runs instead."""
+        of = (broker.epoch, execution.worker.incarnation)
+        offer = self._offers.get(of)
+        if offer is None or offer.execution_id != execution.execution_id:
+            return None
+        del self._offers[of]
+        return offer.beside
+
     def ended(self, broker: "BrokerActor", outcome: Outcome) -> None:
         execution = self._ledger.executions[outcome.execution_id]
         is_death = outcome.failure is not None and outcome.failure.code in ENGINE_DEATHS
         if is_death and execution.current_for == broker.epoch:
             self._crashes_of[(broker.epoch, execution.claim.job_id)] += 1
+        self._close_offer(broker, execution)
         self._came_to_nothing(broker, execution)
 
     def refused(self, broker: "BrokerActor", execution_id: bytes) -> None:
-        self._came_to_nothing(broker, self._ledger.executions[execution_id])
+        execution = self._ledger.executions[execution_id]
+        beside = self._close_offer(broker, execution)
+        if beside is not None:
+            beside.reported_to.setdefault(broker.epoch, self._ledger.world.now)
+        self._came_to_nothing(broker, execution)
 
     def adopted(self, broker: "BrokerActor", execution_id: bytes) -> None:
         """Or its image is given again."""
@@ -183,6 +238,7 @@ class DispatchRules:
         for executions in self._sent_to.values():
             for execution in executions:
                 if execution.worker.name == worker_id:
+                    self._offers.pop((broker.epoch, execution.worker.incarnation), None)
                     self._came_to_nothing(broker, execution)
 
     def _came_to_nothing(self, broker: "BrokerActor", execution: Execution) -> None:

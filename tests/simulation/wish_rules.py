@@ -20,8 +20,8 @@ NEARLY_OVER_S = 4.0
 class WishRules:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._wanted_elsewhere: dict[tuple[bytes, bytes], tuple[int, set[bytes]]] = {}
-        """By epoch and worker: the number of its latest report, and what it said that others want."""
+        self._wanted_elsewhere: dict[tuple[bytes, bytes], set[bytes]] = {}
+        """By epoch and worker: what its latest report said that others want."""
 
         self._let_go: dict[tuple[bytes, Identity], tuple[int, float]] = {}
         """By epoch and identity: the number of the latest report that told this broker that the call waits
@@ -30,13 +30,10 @@ class WishRules:
         """Likewise: the number of its latest SUBMIT."""
 
     def reported(self, broker: "BrokerActor", report: WorkerReport) -> None:
-        of = (broker.epoch, report.incarnation)
-        if report.seq <= self._wanted_elsewhere.get(of, (0, set()))[0]:
-            return
         named = {outcome.execution_id for outcome in report.held if outcome.wanted_elsewhere}
         if report.running is not None and report.running.wanted_elsewhere:
             named.add(report.running.execution_id)
-        self._wanted_elsewhere[of] = (report.seq, named)
+        self._wanted_elsewhere[(broker.epoch, report.incarnation)] = named
         if report.running is not None and report.running.claim.detach:
             self._ledger.executions[report.running.execution_id].detached_at.add(broker.epoch)
 
@@ -83,8 +80,7 @@ class WishRules:
     def _check_foreign(self, broker: "BrokerActor", view: WorkerView, worker: "WorkerActor") -> None:
         """It leaves alone what it has not begun or adopted, and another broker wants."""
         ledger = self._ledger
-        _, named = self._wanted_elsewhere.get((broker.epoch, worker.incarnation), (0, set()))
-        for execution_id in named:
+        for execution_id in self._wanted_elsewhere.get((broker.epoch, worker.incarnation), ()):
             if broker.epoch in ledger.executions[execution_id].owners:
                 continue
             ledger.count(FOREIGN)
