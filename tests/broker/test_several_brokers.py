@@ -254,6 +254,18 @@ def test_with_the_refusal_another_call_takes_over_what_was_begun_for_it_there(st
     assert standby.starts() == []
 
 
+def test_it_does_so_at_once_also_where_no_worker_is_idle(standby):
+    """Before another broker ends it, as nobody waits for it there any more."""
+    again = identifier("again")
+    standby.submit(idempotency=again)
+    execution_id = standby.started().execution_id
+    standby.runs(THEIRS, "their job", claim=claim("their job", idempotency_hash=again), wanted_elsewhere=True)
+    assert standby.view().wanted == (execution_id,)
+    standby.from_worker(Refuse(reason=RefusalReason.WORKER_BUSY, execution_id=execution_id))
+    assert standby.job().current_execution == THEIRS
+    assert standby.view().wanted == (THEIRS,)
+
+
 def test_a_worker_that_still_runs_theirs_after_a_while_has_lost_the_start_or_its_refusal(standby):
     """Or has begun it in between: the attempt counts."""
     standby.submit()
