@@ -411,4 +411,9 @@ MUTANTS: Final = [
         ("gpu_worker/brokers.py", "        if view.echo >= known.echo:", "        if True:"),
         first=155,
     ),
+    mutant(
+        "a job does not look at what runs instead of a START that was refused",
+        ("broker/worker_side.py", "                self._take_what_runs_instead(worker, now)\n", ""),
+        first=300958,
+    ),
 ]
