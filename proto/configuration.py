@@ -92,7 +92,7 @@ def load_settings(cls: type[S], argv: Sequence[str] | None, program: str) -> S:
     except ValidationError as error:
         lines = [_explain(cls, dict(problem)) for problem in error.errors(include_url=False)]
     except SettingsError as error:
-        lines = [_in_one_line(str(error))]
+        lines = [_in_one_line(_without_values(str(error)))]
     for line in lines:
         print(f"{program}: {line}", file=sys.stderr)
     print(f"{program}: for all settings: --help", file=sys.stderr)
@@ -120,6 +120,14 @@ def _explain(cls: type[ComponentSettings], problem: dict[str, Any]) -> str:
         return f"{title}: missing; expected: {str(field.description).rsplit(' [', 1)[0]}"
     value = "(hidden)" if _is_secret(field) else _shown(problem.get("input"))
     return f"{title}: {value}: {reason}"
+
+
+def _without_values(error: str) -> str:
+    """An option that does not exist may be a misspelt one, and its value a key."""
+    said, unrecognized, rest = error.partition("unrecognized arguments: ")
+    words = rest.split(" ")
+    options = [word.partition("=")[0] for word in words if word.startswith("-")]
+    return said + unrecognized + " ".join(options or words)
 
 
 def _in_one_line(text: str) -> str:

@@ -49,6 +49,8 @@ SETTINGS: Final[tuple[type[ComponentSettings], ...]] = (
 )
 ARGUMENT: Final = "-"
 """Lines that begin so are arguments, others variables of the environment."""
+KEYS: Final = ("API_KEYS=", "--API-KEYS=")
+"""What lines with keys begin with: the bad value of any other setting is shown."""
 
 
 def settings_seeds() -> list[bytes]:
@@ -67,10 +69,12 @@ def judge_settings(data: bytes) -> None:
     """Settings, or status 78 and a line for each that is bad. Never a traceback, never a secret."""
     if not data:
         return
-    lines = os.fsdecode(data[1:].replace(b"\0", b"")).split("\n")
-    variables = dict(
-        line.split("=", 1) for line in lines if not line.startswith(ARGUMENT) and "=" in line[1:]
-    )
+    lines = [
+        line if line.upper().startswith(KEYS) else line.replace(PLANTED, "no secret here")
+        for line in os.fsdecode(data[1:].replace(b"\0", b"")).split("\n")
+    ]
+    named = (line for line in lines if not line.startswith((ARGUMENT, "=")))
+    variables = dict(line.split("=", 1) for line in named if "=" in line)
     arguments = [line for line in lines if line.startswith(ARGUMENT)]
     told = io.StringIO()
     environment = patch.dict(os.environ, variables, clear=True)

@@ -130,9 +130,18 @@ def test_a_stray_argument_is_a_bad_configuration(capsys):
 
 
 def test_an_unknown_argument_is_told_in_one_line(capsys):
-    (line,) = complaint(capsys, "--col\x1cour\n=" + "x" * 1000)
-    assert "--col\\x1cour\\n=xxx" in line
+    (line,) = complaint(capsys, "--col\x1cour\n" + "x" * 1000)
+    assert "--col\\x1cour\\nxxx" in line
     assert len(line) < 400
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--the-pasword=hsh"], ["--the-pasword", "hsh"], ["--colour", "-x=hsh"]]
+)
+def test_what_a_misspelt_option_says_is_not_shown(capsys, arguments):
+    (line,) = complaint(capsys, *arguments)
+    assert arguments[0].partition("=")[0] in line
+    assert "hsh" not in line
 
 
 @pytest.mark.parametrize("by", ["command line", "environment"])
