@@ -38,7 +38,7 @@ class WorkerSide:
     def _worker_reported(self, route: bytes, report: WorkerReport, now: float) -> None:
         if report.incarnation in self._state.workers.fenced or self._is_elder(report, now):
             self._state.workers.fence(report.incarnation)
-            detail = f"another worker has registered as {report.worker_id!r}"
+            detail = f"another worker has registered as {report.worker_id!r}, or this one had left"
             self._state.send_worker(route, Refuse(reason=RefusalReason.SUPERSEDED, detail=detail))
             return
         worker = self._state.workers.of_incarnation(report.worker_id, report.incarnation)

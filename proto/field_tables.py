@@ -1,4 +1,4 @@
-"""The field tables of PROTOCOL.md, made of the dataclasses in `messages.py`: `python -m proto.field_tables`.
+"""The tables of PROTOCOL.md, made of `messages.py` and `failures.py`: `python -m proto.field_tables`.
 
 A test fails when they are not fresh.
 """
@@ -16,7 +16,7 @@ from proto import failures, messages
 from proto.messages import MAX_FLOAT
 
 DOCUMENT: Final = Path(__file__).with_name("PROTOCOL.md")
-BEGIN: Final = "<!-- Made by proto/field_tables.py from messages.py: not to be edited. -->"
+BEGIN: Final = "<!-- Made by proto/field_tables.py from messages.py and failures.py: not to be edited. -->"
 END: Final = "<!-- End of what is made. -->"
 
 _COMMANDS: Final = (
@@ -52,7 +52,6 @@ _ENUMS: Final[tuple[type[StrEnum], ...]] = (
     messages.JobPhase,
     messages.JobState,
     failures.RefusalReason,
-    failures.FailureCode,
 )
 _LARGE: Final = 20
 _BOUNDS: Final = (
@@ -68,8 +67,8 @@ _BOUNDS: Final = (
 
 def field_tables() -> str:
     """All tables as Markdown, with the comments that mark them."""
-    parts = [_table(each) for each in (*_COMMANDS, *_PARTS)]
-    return "\n\n".join([BEGIN, *parts, *(_values(each) for each in _ENUMS), END])
+    parts = [*map(_table, (*_COMMANDS, *_PARTS)), *map(_values, _ENUMS), _failures()]
+    return "\n\n".join([BEGIN, *parts, END])
 
 
 def renewed(document: str) -> str:
@@ -136,21 +135,41 @@ def _default(field: "Field[Any]") -> str:
     return str(field.default).lower() if field.default not in ("", ()) else "empty"
 
 
-def _notes(message: type[Any]) -> dict[str, str]:
-    """What stands below each field in the source."""
-    body = ast.parse(inspect.getsource(message)).body[0]
+def _notes(described: type[Any]) -> dict[str, str]:
+    """What stands below each field or member in the source."""
+    body = ast.parse(inspect.getsource(described)).body[0]
     found: dict[str, str] = {}
     name = ""
     for statement in body.body if isinstance(body, ast.ClassDef) else ():
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             name = statement.target.id
+        elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            name = statement.targets[0].id
         elif name and isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
             found[name] = " ".join(str(statement.value.value).split())
     return found
 
 
 def _values(enum: type[StrEnum]) -> str:
-    return f"**{enum.__name__}**, a string: {', '.join(f'`{member.value}`' for member in enum)}"
+    notes = _notes(enum)
+    rows = [f"| `{member.value}` | {notes[member.name]} |" for member in enum]
+    return "\n".join([f"**{enum.__name__}**, a string", "", "| value | |", "|---|---|", *rows])
+
+
+def _failures() -> str:
+    """With what a broker and a worker make of each."""
+    notes = _notes(failures.FailureCode)
+    rows = [
+        f"| `{code.value}` | {notes[code.name]} | {_yes(code in failures.RETRYABLE_FAILURES)}"
+        f" | {_yes(code in failures.ENGINE_DEATHS)} | {_yes(code in failures.ENGINE_REPLACED)} |"
+        for code in failures.FailureCode
+    ]
+    head = ["| value | | retryable | adds to `crashes` | ends the engine process |", "|---|---|---|---|---|"]
+    return "\n".join(["**FailureCode**, a string", "", *head, *rows])
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else ""
 
 
 if __name__ == "__main__":

@@ -96,11 +96,11 @@ class JobClaim:
     detach: Flag = False
     """Goes on when its last waiter has left. Only with an idempotency key, as nobody could ask for it."""
     remaining_ms: Milliseconds
-    """Time left until its deadline, on the sender's clock at sending. No wall clock crosses a wire."""
+    """Time left until its deadline, on the sender's clock at sending; in `held` as its START said."""
     attempts: Attempts = 0
-    """Executions begun so far. A counter, merged by maximum; never a fence."""
+    """Executions begun so far, in a START that one included. A counter, merged by maximum; never a fence."""
     crashes: Attempts = 0
-    """Engine processes that died on it. Likewise."""
+    """Engine processes that died on it. Likewise; only a worker raises it."""
 
 
 # --- Worker and broker -------------------------------------------------------------------------
@@ -110,8 +110,11 @@ class WorkerPhase(StrEnum):
     """What a worker can take. Whether it runs something is told by `WorkerReport.running`."""
 
     LOADING = "loading"
+    """It has no engine process yet, or no longer, and brings one up."""
     READY = "ready"
+    """It has a `model`, and takes a job or draws one. Only such a worker gets a START."""
     DRAINING = "draining"
+    """It finishes what it has, takes nothing more, and leaves."""
     FAILED = "failed"
     """The engine cannot be brought up; the next try is some time away."""
     QUARANTINED = "quarantined"
@@ -122,8 +125,11 @@ class JobPhase(StrEnum):
     """Where in the engine an execution is; the watchdog has a limit for each."""
 
     TEXT = "text"
+    """It encodes the prompt. What has just begun is here."""
     STEP = "step"
+    """It denoises."""
     DECODE = "decode"
+    """It makes the pixels of the latents."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +153,7 @@ class HeldOutcome:
     execution_id: Id
     claim: JobClaim
     failure: FailureCode | None
-    """None for an image."""
+    """Nil for an image; the key is there all the same."""
     size_bytes: Count
     """Of the PNG; 0 while it is still being made of an image that is drawn."""
     released: Flag = False
@@ -176,6 +182,7 @@ class Readings:
     """Of the worker's host and its GPUs. Megabytes are MiB."""
 
     cpu_percent: Reading
+    """Of the host: 100 is all its cores."""
     ram_used_mb: Reading
     ram_total_mb: Reading
     gpus: Annotated[tuple[GpuReading, ...], Meta(max_length=64)] = ()
@@ -270,6 +277,7 @@ class ImageMade:
     inference_time_s: Seconds
     """Until its pixels were there."""
     seed: Seed
+    """As in the START."""
     model: ModelCard | None = None
     """That drew it."""
     steps_time_s: Seconds | None = None
@@ -318,7 +326,9 @@ class FrontendReport(Header):
 
 class JobState(StrEnum):
     QUEUED = "queued"
+    """It waits for a worker."""
     RUNNING = "running"
+    """A worker has it, or a START is on its way to one."""
     ENDED = "ended"
     """Its outcome is on the way."""
     PENDING = "pending"

@@ -582,7 +582,8 @@ def test_a_draining_worker_starts_no_engine(busy):
 
 
 def test_a_superseded_worker_ends_and_says_what_to_do(ready):
-    refuse = Refuse(reason=RefusalReason.SUPERSEDED, detail="another worker has registered as 'worker'")
+    detail = "another worker has registered as 'worker', or this one had left"
+    refuse = Refuse(reason=RefusalReason.SUPERSEDED, detail=detail)
     ready.tell(FromBroker(message=refuse))
     over = ready.exit()
     assert over.code != 0

@@ -1,8 +1,10 @@
-"""PROTOCOL.md tells the fields as they are."""
+"""PROTOCOL.md tells the fields as they are, and its examples are what is sent."""
 
 import re
 
 from proto import messages
+from proto.codec import decode, encode
+from proto.failures import FailureCode
 from proto.field_tables import BEGIN, DOCUMENT, field_tables, renewed
 
 
@@ -26,3 +28,27 @@ def test_limits_and_defaults_are_told():
     assert "| `height` | integer, ≥ 1, ≤ 8192 | required |" in tables
     assert "| `idempotency_hash` | id or nil | nil |" in tables
     assert f"| `cancel` | list of id, at most {messages.MAX_LISTED} | empty |" in tables
+
+
+def test_each_failure_is_told_with_what_becomes_of_it():
+    rows = dict(
+        re.findall(
+            r"^\| `([A-Z_]+)` \| [^|]+ (\| [^|]*\| [^|]*\| [^|]*\|)$", field_tables(), flags=re.MULTILINE
+        )
+    )
+    assert rows.keys() == set(FailureCode)
+    assert rows["ENGINE_HUNG"] == "| yes | yes | yes |"
+    assert rows["OUT_OF_MEMORY"] == "| yes |  | yes |"
+    assert rows["ENGINE_ERROR"] == "|  |  |  |"
+
+
+def test_the_examples_are_what_is_sent():
+    blocks = re.findall(r"^```\n([0-9a-f\s]+)^```$", DOCUMENT.read_text(), flags=re.MULTILINE)
+    frames = [[bytes.fromhex(text) for text in block.split("\n", 1)] for block in blocks]
+    report, view = map(decode, frames)
+    assert isinstance(report, messages.WorkerReport)
+    assert (report.worker_id, report.activity) == ("gpu-a0", "loading transformer")
+    assert view == messages.WorkerView(
+        broker_id="b1", epoch=bytes(range(0xF0, 0x100)), echo=report.seq, heartbeat_interval_ms=1000
+    )
+    assert decode(encode(report)) == report
