@@ -9,7 +9,7 @@ from broker.estimates import NextFree, RunTimes
 from broker.jobs import Dispatched, Job, JobTable
 from broker.workers import Worker, WorkerTable
 from proto.failures import RefusalReason
-from proto.messages import Submit, WorkerPhase
+from proto.messages import Submit
 from proto.timing import Timing
 
 SHORTEST_RETRY_S = 0.1
@@ -97,7 +97,7 @@ class Admission:
     def _why_not_ready(self) -> str:
         states = sorted(
             {
-                "silent" if worker.report.phase is WorkerPhase.READY else worker.state_name()
+                "silent" if worker.has_engine else worker.state_name()  # Otherwise it would serve.
                 for worker in self.workers
             }
         )

@@ -157,9 +157,10 @@ class WorkerSide:
 
     def _take_what_runs_instead(self, worker: Worker, now: float) -> None:
         """Its job may have come since: it takes nothing over from a slot that is thought to be another's."""
+        if worker.unreachable_since is not None:
+            return
         self._adoption.reported(worker, now)
-        running = worker.running
-        if running is not None and self._state.jobs.wanting(running.execution_id) is not None:
+        if self._state.jobs.on_worker(worker.worker_id):
             self._state.send_worker_view(worker)
 
     def _outcome_came(self, route: bytes, outcome: Outcome, now: float) -> None:

@@ -162,13 +162,14 @@ class Worker:
         return running if is_in_slot else None
 
     @property
+    def has_engine(self) -> bool:
+        """Its model is loaded, as far as is known."""
+        return self.report.phase is WorkerPhase.READY and not isinstance(self.slot, Unclear)
+
+    @property
     def takes_jobs(self) -> bool:
-        """Its model is loaded, and it can be reached, as far as is known."""
-        return (
-            self.report.phase is WorkerPhase.READY
-            and not isinstance(self.slot, Unclear)
-            and self.unreachable_since is None
-        )
+        """And it can be reached, as far as is known."""
+        return self.has_engine and self.unreachable_since is None
 
     def all_names(self) -> frozenset[Name]:
         """By which what it runs and holds can be asked for."""

@@ -1,13 +1,11 @@
 """The brokers that a frontend is connected to: how each stands, and which one gets a call. Pure."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum, auto
 from typing import Final
 
-from proto.contact import BrokerContact
+from proto.contact import BrokerContact, Contacts
 from proto.messages import FrontendView
-from proto.timing import Timing
 
 
 class Standing(IntEnum):
@@ -40,6 +38,8 @@ class KnownBroker:
     """When it last lost the last of them, or got the first one."""
     draining: bool = False
     rebuilding: bool = False
+    calls: int = 0
+    """Open ones that are there."""
     unreported_keys: set[str] = field(default_factory=set)
     """Keys with calls that are over, and that it still counts."""
 
@@ -64,22 +64,14 @@ class KnownBroker:
 
 
 @dataclass(slots=True, kw_only=True)
-class Brokers:
-    """By their index in the settings."""
+class Brokers(Contacts):
+    """What is known of each."""
 
-    timing: Timing
-    started_at: float
-    count: int
     _known: tuple[KnownBroker, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._known = tuple(
-            KnownBroker(contact=BrokerContact(timing=self.timing, started_at=self.started_at))
-            for _ in range(self.count)
-        )
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.count))
+        Contacts.__post_init__(self)
+        self._known = tuple(KnownBroker(contact=contact) for contact in self._contacts)
 
     def __getitem__(self, broker: int) -> KnownBroker:
         return self._known[broker]
@@ -107,15 +99,6 @@ class Brokers:
         """It is not about to see what another one has seen a moment earlier."""
         return now - self[broker].changed_at >= self.timing.broker_silent_s
 
-    def is_double(self, broker: int, now: float) -> bool:
-        """Another endpoint leads to the same broker, which would miss in one report what is in the other.
-
-        Not once that one is silent: this endpoint, an address that moves perhaps, may lead elsewhere by now.
-        """
-        epoch = self[broker].contact.epoch
-        others = [self[other].contact for other in range(broker)]
-        return epoch is not None and any(each.epoch == epoch and each.is_heard(now) for each in others)
-
     def has_namesake(self, broker: int, now: float) -> bool:
         """Another broker has its `broker_id`, which is to tell them apart in logs and metrics."""
         own = self[broker].contact
@@ -137,11 +120,3 @@ class Brokers:
         """As the one knows that gets new calls."""
         best = self.best(now)
         return self[best].ready_workers if self.standing(best, now) <= KEEPS_CALLS else 0
-
-    def next_deadline(self) -> float:
-        """When a report or a fresh connection is due."""
-        return min(
-            instant
-            for known in self._known
-            for instant in (known.contact.next_report_at, known.contact.silent_at)
-        )

@@ -182,6 +182,7 @@ class JobDesk:
         job_id = job.opened.job_id
         self.jobs[job_id] = self._submitted[job_id] = job
         self._deadlines.add(job_id, job.deadline)
+        self.contacts[job.broker].calls += 1
 
     def _take_out(self, job_id: bytes) -> DeskJob | None:
         """None if it has ended already."""
@@ -189,6 +190,7 @@ class JobDesk:
         if job is not None:
             self._submitted.pop(job_id, None)
             self._deadlines.remove(job_id, job.deadline)
+            self.contacts[job.broker].calls -= 1
         return job
 
     def _why_not(self, now: float) -> JobRefused | None:
@@ -234,18 +236,17 @@ class JobDesk:
         if not self.contacts.keeps_calls(to, now):
             return
         for broker in self.contacts:
-            if not self.contacts.keeps_calls(broker, now):
-                calls = [job for job in self.jobs.values() if job.broker == broker]
-                self._move(calls, to, now)
+            if self.contacts[broker].calls and not self.contacts.keeps_calls(broker, now):
+                self._move([job for job in self.jobs.values() if job.broker == broker], to, now)
 
     def _move(self, calls: list[DeskJob], to: int, now: float) -> None:
         """All from one broker."""
-        if not calls:
-            return
-        old, new = self.contacts[calls[0].broker].contact, self.contacts[to].contact
-        names = {"broker_id": new.broker_id, "instead_of": old.broker_id}
+        old, new = self.contacts[calls[0].broker], self.contacts[to]
+        names = {"broker_id": new.contact.broker_id, "instead_of": old.contact.broker_id}
         self._note("calls move to another broker", "warning", calls=len(calls), **names)
-        old.report_soon(now)
+        old.contact.report_soon(now)
+        old.calls -= len(calls)
+        new.calls += len(calls)
         for job in calls:
             job.move(to)
             self._submit(job, now)
@@ -294,9 +295,10 @@ class JobDesk:
     def _viewed(self, broker: int, view: FrontendView, now: float) -> None:
         if self.contacts[broker].viewed(view, now):
             self._note("broker answers", broker_id=view.broker_id, epoch=view.epoch)
-            if self.contacts.is_double(broker, now):
-                self._note("two endpoints lead to one broker", "error", broker_id=view.broker_id)
-            elif self.contacts.has_namesake(broker, now):
+            for double in self.contacts.doubles(view.epoch, now):
+                names = {"broker": double, "broker_id": view.broker_id}
+                self._note("two endpoints lead to one broker", "error", **names)
+            if self.contacts.has_namesake(broker, now):
                 self._note("two brokers have one name", "warning", broker=broker, broker_id=view.broker_id)
         for status in view.jobs:
             self._status_came(broker, status, view.echo, now)
@@ -417,6 +419,8 @@ class JobDesk:
             assert 0 < job.submit_seq <= seq, "a job that was never submitted"
             assert job.broker not in job.left, "a job both at a broker and elsewhere"
             assert isinstance(job.state, Submitted) == (job_id in self._submitted), "who waits for a broker"
+        at = Counter(job.broker for job in self.jobs.values())
+        assert all(self.contacts[broker].calls == at[broker] for broker in self.contacts), "calls at a broker"
         assert self._submitted.keys() <= self.jobs.keys(), "a job that has ended waits for a broker"
         deadlines = sorted((job.deadline, job_id) for job_id, job in self.jobs.items())
         assert [job_id for _, job_id in deadlines] == self._deadlines.passed(inf), "other deadlines"

@@ -55,7 +55,7 @@ class BrokerSide:
         return WorkerReport(
             worker_id=self.worker_id,
             incarnation=self.incarnation,
-            seq=self.brokers.of(broker).next_seq(),
+            seq=self.brokers.contact(broker).next_seq(),
             host=self.host,
             age_ms=_ms(now - self.started_at),
             phase=WorkerPhase.DRAINING if draining else phase,
@@ -75,7 +75,7 @@ class BrokerSide:
         return Outcome(
             worker_id=self.worker_id,
             incarnation=self.incarnation,
-            seq=self.brokers.of(broker).next_seq(),
+            seq=self.brokers.contact(broker).next_seq(),
             execution_id=ended.execution_id,
             job_id=ended.claim.job_id,
             attempts=ended.claim.attempts,
@@ -88,7 +88,7 @@ class BrokerSide:
     def leave(self, broker: int, reason: str) -> Leave:
         return Leave(
             incarnation=self.incarnation,
-            seq=self.brokers.of(broker).next_seq(),
+            seq=self.brokers.contact(broker).next_seq(),
             reason=reason[:DETAIL_CHARACTERS],
         )
 

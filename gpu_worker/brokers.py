@@ -3,13 +3,12 @@
 The slot is the truth, so the fence between brokers is here: none may end what another one wants.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
-from proto.contact import BrokerContact
+from proto.contact import BrokerContact, Contacts
 from proto.messages import WorkerView
-from proto.timing import Timing
 
 GATHER_S: Final = 0.01
 """What a broker knows already is reported to it together with what else happens within this time."""
@@ -29,37 +28,14 @@ class KnownBroker:
 
 
 @dataclass(slots=True, kw_only=True)
-class Brokers:
-    """By their index in the settings."""
+class Brokers(Contacts):
+    """And what each wants."""
 
-    timing: Timing
-    started_at: float
-    count: int
     _known: tuple[KnownBroker, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._known = tuple(
-            KnownBroker(contact=BrokerContact(timing=self.timing, started_at=self.started_at))
-            for _ in range(self.count)
-        )
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.count))
-
-    def of(self, broker: int) -> BrokerContact:
-        return self._known[broker].contact
-
-    def is_double(self, broker: int, now: float) -> bool:
-        """Another endpoint leads to the same broker, which would take this worker for two at one time.
-
-        Not once that one is silent: this endpoint, an address that moves perhaps, may lead elsewhere by now.
-        """
-        epoch = self.of(broker).epoch
-        others = [self.of(other) for other in range(broker)]
-        return epoch is not None and any(each.epoch == epoch and each.is_heard(now) for each in others)
+        Contacts.__post_init__(self)
+        self._known = tuple(KnownBroker(contact=contact) for contact in self._contacts)
 
     def report_soon(self, now: float, *, known_to: Collection[int] = ()) -> None:
         """What this worker is, or what it does, has changed.
@@ -104,14 +80,6 @@ class Brokers:
     def is_wanted_elsewhere(self, execution_id: bytes, broker: int, now: float) -> bool:
         """Whether another one than this wants it."""
         return any(other != broker for other in self.wanting(execution_id, now))
-
-    def next_deadline(self) -> float:
-        """When a report or a fresh connection is due."""
-        return min(
-            instant
-            for known in self._known
-            for instant in (known.contact.next_report_at, known.contact.silent_at)
-        )
 
     @property
     def interval_s(self) -> float:

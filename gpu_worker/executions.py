@@ -113,7 +113,7 @@ class Executions:
             self._remember_refused(start.execution_id, reason)
             refuse = Refuse(reason=reason, job_id=start.claim.job_id, execution_id=start.execution_id)
             self.outbox.send(broker, refuse)
-            self.brokers.of(broker).report_soon(now)
+            self.brokers.contact(broker).report_soon(now)
             return
         self.brokers.started(broker, start.execution_id)
         job = EngineJob(
@@ -165,7 +165,7 @@ class Executions:
     def _is_stale(self, broker: int, start: Start) -> bool:
         """Meant for another life of this worker, or sent by another life of the broker."""
         is_mine = start.incarnation == self.broker_side.incarnation
-        return not is_mine or start.epoch != self.brokers.of(broker).epoch
+        return not is_mine or start.epoch != self.brokers.contact(broker).epoch
 
     def _why_not(self, broker: int, start: Start, *, draining: bool) -> RefusalReason | None:
         if self._is_stale(broker, start):

@@ -139,9 +139,9 @@ class Session:
             self._leave("the time to drain is over" if now >= self.drain.deadline else "drained")
             return
         for broker in self.contacts:
-            if now >= self.contacts.of(broker).silent_at:
+            if now >= self.contacts.contact(broker).silent_at:
                 self._reconnect(broker, now)
-            if now >= self.contacts.of(broker).next_report_at:
+            if now >= self.contacts.contact(broker).next_report_at:
                 self._report(broker, now)
 
     def _end_session(self, code: int, reason: str) -> None:
@@ -152,7 +152,7 @@ class Session:
 
     def _from_broker(self, broker: int, message: ToWorker, now: float) -> None:
         if not isinstance(message, Refuse):
-            self.contacts.of(broker).heard(now)  # A broker that does not serve is as good as none.
+            self.contacts.contact(broker).heard(now)  # A broker that does not serve is as good as none.
         match message:
             case WorkerView():
                 self._viewed(broker, message, now)
@@ -162,7 +162,7 @@ class Session:
                 hint = "give each worker process a worker_id of its own"
                 self._end_session(EXIT_BAD_CONFIGURATION, f"{detail}; {hint}")
             case Refuse(reason=reason, detail=detail):
-                if self.contacts.of(broker).refused(reason):
+                if self.contacts.contact(broker).refused(reason):
                     self._outbox.note(
                         "broker does not serve this worker",
                         "error",
@@ -176,19 +176,20 @@ class Session:
     def _viewed(self, broker: int, view: WorkerView, now: float) -> None:
         if self.contacts.viewed(broker, view, now):
             self._outbox.note("broker answers", broker_id=view.broker_id, epoch=view.epoch)
-            if self.contacts.is_double(broker, now):
-                self._outbox.note("two endpoints lead to one broker", "error", broker_id=view.broker_id)
+            for double in self.contacts.doubles(view.epoch, now):
+                names = {"broker": double, "broker_id": view.broker_id}
+                self._outbox.note("two endpoints lead to one broker", "error", **names)
         self.executions.settle(broker, view, now)
 
     def _reconnect(self, broker: int, now: float) -> None:
-        contact = self.contacts.of(broker)
+        contact = self.contacts.contact(broker)
         if (event := contact.reconnected(now)) is not None:
             silent_s = round(now - contact.last_heard_at, 3)
             self._outbox.note(event, "warning", broker=broker, broker_id=contact.broker_id, silent_s=silent_s)
         self._outbox.add(ReconnectToBroker(broker=broker))
 
     def _report(self, broker: int, now: float) -> None:
-        self.contacts.of(broker).reported(now)
+        self.contacts.contact(broker).reported(now)
         if self.contacts.is_double(broker, now):
             return
         self._outbox.send(

@@ -33,7 +33,7 @@ def _doing(session: Session) -> str:
 
 def _lack_of_brokers(session: Session, now: float) -> str:
     brokers = len(session.contacts)
-    heard = sum(not session.contacts.of(broker).is_unreachable(now) for broker in session.contacts)
+    heard = sum(not session.contacts.contact(broker).is_unreachable(now) for broker in session.contacts)
     if heard == brokers:
         return ""
     return f"; {heard} of {brokers} brokers answer" if heard else "; no broker answers"

@@ -3,6 +3,7 @@
 Pure: the same rules for workers and frontends (PROTOCOL.md §4), on the caller's clock.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -112,3 +113,44 @@ class BrokerContact:
         self._connected_at = now
         self.report_soon(now)
         return event if is_news else None
+
+
+@dataclass(slots=True, kw_only=True)
+class Contacts:
+    """With all brokers of the settings, by their index there."""
+
+    timing: Timing
+    started_at: float
+    count: int
+    _contacts: tuple[BrokerContact, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._contacts = tuple(
+            BrokerContact(timing=self.timing, started_at=self.started_at) for _ in range(self.count)
+        )
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.count))
+
+    def contact(self, broker: int) -> BrokerContact:
+        return self._contacts[broker]
+
+    def is_double(self, broker: int, now: float) -> bool:
+        """An earlier endpoint leads to the same broker, for which two reports would contradict each other.
+
+        Not once that one is silent: this endpoint, an address that moves perhaps, may lead elsewhere by now.
+        """
+        epoch = self._contacts[broker].epoch
+        others = self._contacts[:broker]
+        return epoch is not None and any(each.epoch == epoch and each.is_heard(now) for each in others)
+
+    def doubles(self, epoch: bytes, now: float) -> list[int]:
+        """Endpoints that lead to the broker of this epoch beside an earlier one."""
+        return [each for each in self if self._contacts[each].epoch == epoch and self.is_double(each, now)]
+
+    def next_deadline(self) -> float:
+        """When a report or a fresh connection is due."""
+        return min(min(each.next_report_at, each.silent_at) for each in self._contacts)

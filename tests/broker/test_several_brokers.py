@@ -266,6 +266,27 @@ def test_it_does_so_at_once_also_where_no_worker_is_idle(standby):
     assert standby.view().wanted == (THEIRS,)
 
 
+def test_or_takes_over_the_image_that_was_drawn_for_it_there_meanwhile(standby):
+    again = identifier("again")
+    standby.submit(idempotency=again)
+    execution_id = standby.started().execution_id
+    standby.worker(held=(elsewhere(claim=claim("their job", idempotency_hash=again)),))
+    standby.from_worker(Refuse(reason=RefusalReason.WORKER_NOT_READY, execution_id=execution_id))
+    assert standby.job().current_execution == THEIRS
+    assert (standby.view().wanted, standby.starts()) == ((THEIRS,), [])
+
+
+def test_but_nothing_of_a_worker_that_cannot_be_reached(standby):
+    again = identifier("again")
+    standby.submit(idempotency=again)
+    execution_id = standby.started().execution_id
+    standby.runs(THEIRS, "their job", claim=claim("their job", idempotency_hash=again), wanted_elsewhere=True)
+    standby.unreachable()
+    standby.worker("second")
+    standby.from_worker(Refuse(reason=RefusalReason.WORKER_BUSY, execution_id=execution_id))
+    assert standby.started("second").claim.job_id == JOB
+
+
 def test_a_worker_that_still_runs_theirs_after_a_while_has_lost_the_start_or_its_refusal(standby):
     """Or has begun it in between: the attempt counts."""
     standby.submit()

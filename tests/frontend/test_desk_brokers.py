@@ -386,13 +386,14 @@ def test_a_name_whose_broker_is_silent_may_be_taken(desk):
     assert warnings_of(desk) == []
 
 
-def test_one_broker_at_two_endpoints_is_told_of_as_that(desk):
-    for broker in (SECOND, FIRST):
-        desk.viewed(broker=broker, broker_id="one", epoch=identifier("its life"))
+@pytest.mark.parametrize("order", [(FIRST, SECOND), (SECOND, FIRST)])
+def test_one_broker_at_two_endpoints_is_told_of_as_that_whichever_answers_first(desk, order):
+    for broker in order:
         assert warnings_of(desk) == []
-    desk.viewed(broker=SECOND, broker_id="other", epoch=identifier("another life"))
-    desk.viewed(broker=SECOND, broker_id="one", epoch=identifier("its life"))
-    assert warnings_of(desk) == ["two endpoints lead to one broker"]
+        desk.viewed(broker=broker, broker_id="one", epoch=identifier("its life"))
+    (note,) = (note for note in desk.of(Note) if note.level == "error")
+    assert note.event == "two endpoints lead to one broker"
+    assert note.fields == {"broker": SECOND, "broker_id": "one"}
 
 
 def test_a_second_endpoint_is_used_when_the_first_one_is_silent(desk):

@@ -112,8 +112,8 @@ def test_the_pace_stays_within_reason(ready, told_ms, shortest_s, longest_s):
     ready.after(1.0)
     ready.viewed(heartbeat_interval_ms=told_ms)
     ready.loading()
-    ready.session.contacts.of(0).reported(ready.now)
-    assert shortest_s <= ready.session.contacts.of(0).next_report_at - ready.now <= longest_s
+    ready.session.contacts.contact(0).reported(ready.now)
+    assert shortest_s <= ready.session.contacts.contact(0).next_report_at - ready.now <= longest_s
 
 
 def test_a_new_life_of_the_broker_gets_a_report_at_once(ready):

@@ -41,7 +41,7 @@ def ended(busy) -> SessionDriver:
 
 def wanted_elsewhere(worker, broker):
     """What it says to this broker of its one execution."""
-    worker.session.contacts.of(broker).report_soon(worker.now)
+    worker.session.contacts.contact(broker).report_soon(worker.now)
     worker.after(0, answered=False)
     (report,) = worker.sent(WorkerReport, broker)
     (execution,) = (*report.held, *(() if report.running is None else (report.running,)))
@@ -148,7 +148,7 @@ def test_a_start_is_a_want_before_any_view_says_so(ready):
 
 
 def test_a_view_that_a_start_has_overtaken_says_nothing_of_it(ready):
-    sent_before = ready.session.contacts.of(FIRST).seq
+    sent_before = ready.session.contacts.contact(FIRST).seq
     ready.start()
     ready.viewed(FIRST, echo=sent_before)
     assert wanted_elsewhere(ready, SECOND)
@@ -160,7 +160,7 @@ def test_a_view_that_a_start_has_overtaken_says_nothing_of_it(ready):
 
 
 def test_a_view_that_a_later_one_has_overtaken_says_nothing_of_what_is_wanted(ready):
-    sent_before = ready.session.contacts.of(FIRST).seq
+    sent_before = ready.session.contacts.contact(FIRST).seq
     ready.start()
     ready.viewed(FIRST, echo=sent_before + 1, **WANTED)
     ready.viewed(FIRST, echo=sent_before)

@@ -175,7 +175,7 @@ class SessionMachine(RuleBasedStateMachine):
     )
     def start(self, execution, remaining_ms, detach, wrong, epoch) -> None:
         known, before = identifier(execution) in self.begun, self.worker.session.slot
-        is_stale = wrong or EPOCHS[epoch] != self.worker.session.contacts.of(0).epoch
+        is_stale = wrong or EPOCHS[epoch] != self.worker.session.contacts.contact(0).epoch
         message = start(
             execution,
             f"job of {execution[-2:]}",

@@ -374,7 +374,6 @@ MUTANTS: Final = [
             'knows nothing of it")\n            self._job_life.put_back(job, failure, now)\n',
             'knows nothing of it")\n            self._job_life.take_back(execution_id, now)\n',
         ),
-        first=41001,
     ),
     mutant(
         "what a worker runs that refuses a START is forgotten",
@@ -415,5 +414,13 @@ MUTANTS: Final = [
         "a job does not look at what runs instead of a START that was refused",
         ("broker/worker_side.py", "                self._take_what_runs_instead(worker, now)\n", ""),
         first=300958,
+    ),
+    mutant(
+        "a worker that was sent a START counts as idle",
+        (
+            "broker/workers.py",
+            "slot.since if serves and isinstance(slot, Idle) else None",
+            "worker.heard_at if serves and isinstance(slot, Idle | Offered) else None",
+        ),
     ),
 ]

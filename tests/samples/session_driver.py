@@ -92,7 +92,7 @@ class SessionDriver:
     # --- The broker ----------------------------------------------------------------------------
 
     def viewed(self, broker: int = 0, **changes: Any) -> list[Any]:
-        changes = {"epoch": epoch_of(broker), "echo": self.session.contacts.of(broker).seq, **changes}
+        changes = {"epoch": epoch_of(broker), "echo": self.session.contacts.contact(broker).seq, **changes}
         return self.tell(FromBroker(broker=broker, message=worker_view(**changes)))
 
     def start(

@@ -26,9 +26,9 @@ TAIL: Final = 60
 """Lines of a failed seed's story."""
 
 
-def tell_failure(failed: Drill) -> None:
+def tell_failure(failed: Drill, *, self_checks: bool) -> None:
     """Again, with its story."""
-    told = drill(failed.seed, failed.brokers, is_told=True)
+    told = drill(failed.seed, failed.brokers, is_told=True, self_checks=self_checks)
     print(f"\n=== seed {failed.seed}: {failed.broken}: {failed.detail}")
     print("\n".join(told.story[-TAIL:]))
     if told.broken != failed.broken:
@@ -84,7 +84,7 @@ def main() -> int:
     else:
         print(tally.stats.told(INVARIANTS, time.monotonic() - began))
         for failed in tally.broken if arguments.keep_going else tally.broken[:1]:
-            tell_failure(failed)
+            tell_failure(failed, self_checks=not arguments.no_self_checks)
         if tally.broken:
             print("failed seeds:", *(each.seed for each in tally.broken))
     return 1 if tally.broken else 0

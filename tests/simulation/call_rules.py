@@ -161,7 +161,8 @@ class CallRules:
 
         Every broker that the call was at must know of that: any may have begun what was drawn. So must the
         one that did begin it, perhaps for an earlier call: if it does not hear the first image's worker, its
-        own is kept as well, and of two that were given repeats get the one with the smaller identifier.
+        own is kept as well, and of two that were given repeats get the one with the smaller identifier. That
+        may have been at any time since; so whatever has happened to it excuses.
         """
         ledger, brokers = self._ledger, self._ledger.world.brokers
         first = ledger.delivered.get(call.identity)

@@ -39,7 +39,8 @@ class Offer:
     sent_at: float
     """The last time, on the broker's clock."""
     beside: Execution | None = None
-    """What the worker's latest report said that it runs instead: it may have crossed the START."""
+    """What the worker's latest report said that it runs instead, begun by another broker: it may have crossed
+    the START."""
 
 
 class DispatchRules:
@@ -66,6 +67,8 @@ class DispatchRules:
         if known is None or (offer is not None and offer.execution_id == start.execution_id):
             self._offers[of] = Offer(start.execution_id, broker.reading())
         if known is not None:
+            if known.epoch == broker.epoch:
+                known.current_for = broker.epoch  # It had given it up, perhaps; now it counts on it again.
             if start.claim.detach:
                 known.detached_at.add(broker.epoch)
         elif connection is not None:  # Otherwise it reaches nobody.
@@ -174,10 +177,12 @@ class DispatchRules:
             execution = self._ledger.executions[report.running.execution_id]
             if report.running.stopping:
                 execution.reported_to.pop(broker.epoch, None)
-            elif offer is not None:
+            elif offer is not None and broker.epoch not in execution.owners:
                 offer.beside = execution
             else:
                 running.add(execution.execution_id)
+        if offer is not None:
+            listed.add(offer.execution_id)  # It may still begin.
         for execution_id in running:
             listed.add(execution_id)
             known_since = self._ledger.executions[execution_id].reported_to
@@ -190,7 +195,7 @@ class DispatchRules:
         """A START that this report may have crossed, as it knows nothing of it.
 
         Until it is answered, or has been on its way for too long, the broker does not count on anything else
-        that runs there (PROTOCOL.md §5.3, and §10 of what is not promised).
+        that another one has begun there (PROTOCOL.md §5.3, and §10 of what is not promised).
         """
         of = (broker.epoch, report.incarnation)
         offer = self._offers.get(of)

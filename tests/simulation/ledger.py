@@ -92,8 +92,8 @@ class Ledger:
         self.delivered: dict[Identity, Execution] = {}
         """The latest image of each."""
         self.unjudged: set[Identity] = set()
-        """Jobs that may run beside others of their key: their image was there and may have been lost since,
-        or their frontend was lost and came back."""
+        """Jobs that may run beside others of their key, for good: their image was there and may have been
+        lost since, their frontend was lost and came back, or they took over what was drawn or runs."""
         self.held_bytes: Counter[bytes] = Counter()
         """By worker: of all images that it has made."""
         self.broker_died_at = 0.0

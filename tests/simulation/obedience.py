@@ -79,7 +79,7 @@ class Obedience:
             case Start(execution_id=execution_id, epoch=wants.epoch) if not self._is_stopping(
                 worker, execution_id
             ):
-                seq = worker.session.contacts.of(broker_index).seq
+                seq = worker.session.contacts.contact(broker_index).seq
                 self._started = (broker_index, execution_id, seq)
             case _:
                 pass
