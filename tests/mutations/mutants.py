@@ -350,8 +350,8 @@ MUTANTS: Final = [
         "calls stay with a silent broker",
         (
             "frontend/job_desk.py",
-            "                calls = [job for job in self.jobs.values() if job.broker == broker]\n",
-            "                calls: list[DeskJob] = []\n",
+            "            if self.contacts[broker].calls and not self.contacts.keeps_calls(broker, now):\n",
+            "            if False:\n",
         ),
     ),
     mutant(
