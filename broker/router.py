@@ -34,6 +34,7 @@ from proto.codec import (
     MAX_HEADER_BYTES,
     SLACK_BYTES,
     VERSION,
+    NotForThisRole,
     ProtocolViolation,
     ViolationKind,
     decode,
@@ -209,9 +210,7 @@ class Router:
             return route, None
 
     def _reject(self, role: str, route: bytes, message: Message) -> None:
-        violation = ProtocolViolation(
-            ViolationKind.COMMAND, f"a {type(message).__name__} is not a {role}'s to send"
-        )
+        violation = NotForThisRole(message, f"a {role}'s to send")
         self._violations[role].add(route, violation, asyncio.get_running_loop().time())
 
     def _perform(self, action: Action) -> None:

@@ -22,7 +22,7 @@ from frontend.events import (
 from frontend.job_desk import JobDesk
 from frontend.settings import FrontendSettings
 from proto.actor import Mailbox
-from proto.codec import SLACK_BYTES
+from proto.codec import SLACK_BYTES, NotForThisRole
 from proto.dealer import BrokerLink
 from proto.file_watch import keep_fresh
 from proto.identifiers import new_identifier
@@ -67,7 +67,6 @@ class BrokerClient:
         self._pictures_wanted: asyncio.Future[None] | None = None
         self._unanswered: set[int] = set()
         """Brokers that were asked for a picture, and are waited for."""
-        self._unexpected_messages = 0
         """From the broker, of a kind that goes to no frontend."""
         self._told_ready = False
         self._is_closed = False
@@ -133,7 +132,7 @@ class BrokerClient:
     def _shed(self) -> dict[str, int]:
         counts = {
             "frontend_unsent_messages": sum(link.dropped for link in self._links),
-            "frontend_violations": self._unexpected_messages + sum(link.violations for link in self._links),
+            "frontend_violations": sum(link.violations for link in self._links),
         }
         return {kind: count for kind, count in counts.items() if count}
 
@@ -179,8 +178,7 @@ class BrokerClient:
             case FrontendView() | Outcome() | Refuse() | Snapshot():
                 self._mailbox.tell(FromBroker(broker=broker, message=message))
             case _:
-                self._unexpected_messages += 1
-                log.warning("message dropped", why="not for a frontend", kind=type(message).__name__)
+                raise NotForThisRole(message, "for a frontend")
 
     def _perform(self, action: Action) -> None:
         match action:

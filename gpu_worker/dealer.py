@@ -26,7 +26,7 @@ from gpu_worker.readings_thread import ReadingsThread
 from gpu_worker.session import Session
 from gpu_worker.status_text import status_text
 from proto.actor import Mailbox
-from proto.codec import MAX_HEADER_BYTES
+from proto.codec import MAX_HEADER_BYTES, NotForThisRole
 from proto.dealer import BrokerLink
 from proto.identifiers import new_identifier
 from proto.keyring import Keyring
@@ -140,7 +140,7 @@ class WorkerShell:
             case WorkerView() | Start() | Refuse():
                 self._mailbox.tell(FromBroker(broker=broker, message=message))
             case _:
-                log.warning("message dropped", why="not for a worker", kind=type(message).__name__)
+                raise NotForThisRole(message, "for a worker")
 
     def _perform(self, action: Action) -> None:
         match action:

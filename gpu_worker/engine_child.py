@@ -165,11 +165,12 @@ class EngineChild:
         except EngineBroken as error:
             log.error("engine broken", reason=str(error))
             self._pngs.wait_idle()
-            self._say_farewell(LastWords(reason=first_line(error), code=FailureCode.DEVICE_POISONED))
+            self._say_farewell(LastWords(reason="its device failed", code=FailureCode.DEVICE_POISONED))
             return _EXIT_ERROR
         except Exception as error:
             log.exception("engine process ends after an error")
-            self._say_farewell(LastWords(reason=first_line(error)))
+            # Clients see the reason: what the error says may name a path, or repeat a prompt.
+            self._say_farewell(LastWords(reason=f"it raised {type(error).__name__}, see its log"))
             return _EXIT_ERROR
 
     def _say_farewell(self, last_words: LastWords) -> None:

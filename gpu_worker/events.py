@@ -105,7 +105,7 @@ class EngineExited:
 
     child: int
     reason: str
-    """For people: the exit code or signal, or the error that it ended with."""
+    """For people, clients among them: the exit code or signal, or what it ended with; no error's own text."""
     hopeless: bool = False
     """The model itself is unusable: starting again cannot help until somebody changes something."""
     temporary: bool = False

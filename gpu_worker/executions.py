@@ -297,7 +297,7 @@ class Executions:
                 return
         if event.code is FailureCode.OUT_OF_MEMORY:
             # It has freed what it could, and tried again: what still fills the device goes with the process.
-            self.kill_engine(f"out of memory: {failure.detail}", None, now)
+            self.kill_engine("out of memory", None, now)
 
     def _end_stopped(self, stopping: Stopping, now: float) -> None:
         failure = JobFailed(code=stopping.code, detail=stopping.detail)

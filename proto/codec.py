@@ -49,6 +49,13 @@ class ProtocolViolation(Exception):
         self.kind = kind
 
 
+class NotForThisRole(ProtocolViolation):
+    """A valid message that its receiver's role does not take (PROTOCOL.md §2)."""
+
+    def __init__(self, message: Message, role: str) -> None:
+        super().__init__(ViolationKind.COMMAND, f"a {type(message).__name__} is not {role}")
+
+
 @dataclass(frozen=True, slots=True)
 class _Command:
     code: int

@@ -123,11 +123,13 @@ def _explain(cls: type[ComponentSettings], problem: dict[str, Any]) -> str:
 
 
 def _without_values(error: str) -> str:
-    """An option that does not exist may be a misspelt one, and its value a key."""
+    """What belongs to no option, or to one that does not exist, may be a key."""
     said, unrecognized, rest = error.partition("unrecognized arguments: ")
-    words = rest.split(" ")
+    words = rest.split(" ") if unrecognized else []
     options = [word.partition("=")[0] for word in words if word.startswith("-")]
-    return said + unrecognized + " ".join(options or words)
+    if words and not options:
+        options = [f"{len(words)} that belong to no option"]
+    return said + unrecognized + " ".join(options)
 
 
 def _in_one_line(text: str) -> str:

@@ -27,7 +27,10 @@ class BrokerLink:
         on_message: Callable[[Message], None],
         keyring: Keyring | None = None,
     ) -> None:
-        """Encrypted with what `keyring` has for this endpoint."""
+        """Encrypted with what `keyring` has for this endpoint.
+
+        `on_message` may raise `NotForThisRole`.
+        """
         self._endpoint = endpoint
         self._keyring = keyring or Keyring.empty()
         self._keyring.on_change(self._on_new_keys)
@@ -83,8 +86,6 @@ class BrokerLink:
 
     def _on_frames(self, frames: list[Body]) -> None:
         try:
-            message = decode(frames)
+            self._on_message(decode(frames))
         except ProtocolViolation as violation:
             self._violations.add(b"", violation, asyncio.get_running_loop().time())
-            return
-        self._on_message(message)

@@ -5,14 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from gpu_worker import engine_child
 from gpu_worker.engine_child import EngineChild, StepClock
 from gpu_worker.engine_pipe import EngineOptions, LastWords
-from gpu_worker.engines.engine import LoadProgress, ModelUnusable, NotEnoughFreeMemory, OutOfDeviceMemory
+from gpu_worker.engines.engine import (
+    EngineBroken,
+    LoadProgress,
+    ModelUnusable,
+    NotEnoughFreeMemory,
+    OutOfDeviceMemory,
+)
 from gpu_worker.engines.fake import FakeEngine
 from gpu_worker.model_store import Embedded, Fake
 from proto.exit_status import EXIT_BAD_CONFIGURATION
+from proto.failures import FailureCode
 from proto.messages import JobPhase, ModelCard
 
 
@@ -75,6 +83,28 @@ def test_too_small_is_hopeless_and_too_full_is_tried_again(
     code = EngineChild(worker, 1).live(Fake(step_s=0, load_s=0, faults=False), EngineOptions())  # type: ignore[arg-type]
     assert code == status
     assert worker.told[-1] == LastWords(reason=str(error), hopeless=hopeless, temporary=temporary)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "code"),
+    [
+        (OSError(5, "cannot read", "/home/alice/model"), "it raised OSError, see its log", None),
+        (EngineBroken("CUDA error near 'a secret prompt'"), "its device failed", FailureCode.DEVICE_POISONED),
+    ],
+)
+def test_what_an_error_says_stays_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str, code: FailureCode | None
+) -> None:
+    """The last words are in reports, which clients see."""
+    monkeypatch.setattr(
+        engine_child, "make_engine", lambda _choice, _options: Unloadable(error, in_warm_up=True)
+    )
+    worker = SilentWorker()
+    with capture_logs() as logs:
+        status = EngineChild(worker, 1).live(Fake(step_s=0, load_s=0, faults=False), EngineOptions())  # type: ignore[arg-type]
+    assert status == 1
+    assert worker.told[-1] == LastWords(reason=reason, code=code)
+    assert logs[-1]["log_level"] == "error"
 
 
 def test_the_time_of_the_steps_is_that_of_the_last_try() -> None:

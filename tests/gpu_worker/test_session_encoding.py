@@ -199,10 +199,10 @@ def test_a_draining_worker_does_not_wait_for_a_png_that_nobody_wants(drawn):
 
 
 def test_an_engine_that_ran_out_of_memory_is_replaced_at_once(both):
-    both.failed(FailureCode.OUT_OF_MEMORY, "tried twice", execution="second")
+    both.failed(FailureCode.OUT_OF_MEMORY, "what the error says", execution="second")
     assert (both.outcome().failure.code, both.outcome().crashes) == (FailureCode.OUT_OF_MEMORY, 0)
     assert both.killed() == [1]
-    assert both.report().phase is WorkerPhase.LOADING
+    assert (both.report().phase, both.report().activity) == (WorkerPhase.LOADING, "out of memory")
     assert isinstance(both.session.slot, Free)
     both.exited("killed by SIGKILL")
     assert both.started() == [2]

@@ -5,8 +5,9 @@ import asyncio
 import pytest
 import zmq
 from samples.wire import frontend_view, identifier, leave, worker_report, worker_view
+from structlog.testing import capture_logs
 
-from proto.codec import decode, encode
+from proto.codec import NotForThisRole, decode, encode
 from proto.dealer import BrokerLink
 from proto.messages import Leave, WorkerReport
 from proto.sockets import close_context
@@ -55,6 +56,24 @@ async def test_what_is_no_message_is_dropped_and_the_next_one_heard(link, endpoi
     await broker.send(route, *encode(frontend_view()))
     await until(lambda: link.received)
     assert link.received == [frontend_view()]
+
+
+async def test_what_is_for_another_role_is_counted_and_makes_one_line(endpoint, raw, until):
+    def refuse(message):
+        raise NotForThisRole(message, "for a worker")
+
+    link = BrokerLink(endpoint, MIB, refuse)
+    broker = raw(zmq.ROUTER, endpoint, bind=True)
+    await say(link, worker_report())
+    route, *_ = await broker.receive()
+    with capture_logs() as logs:
+        for _ in range(100):
+            await broker.send(route, *encode(frontend_view()))
+        await until(lambda: link.violations == 100)
+    link.close()
+    close_context()
+    (line,) = logs
+    assert line["why"] == "command: a FrontendView is not for a worker"
 
 
 async def test_what_cannot_be_sent_is_dropped_and_counted_unless_it_is_said_again_anyway(link):
