@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -18,6 +19,7 @@ from frontend.health import Health
 from frontend.media_type import MediaType, wanted_type
 from frontend.metrics_page import MetricsPage
 from frontend.rpc import OpenCalls
+from proto.rarely import Rarely
 
 ALLOWED_METHODS: Final = ("GET", "HEAD")
 PROTECTED: Final = frozenset({"/metrics"})
@@ -145,13 +147,14 @@ def _verdict(problem: str | None) -> web.Response:
 class _Server(web.Server):
     """aiohttp's server with a limit on connections, and JSON also for what is no HTTP request at all.
 
-    Beyond the limit a new connection takes the place of the one that has been idle for longest: whoever opens
-    many and asks nothing keeps no probe out.
+    Beyond the limit a new connection takes the place of an idle one: of the address that has most of these,
+    the one that has been idle for longest. So whoever opens many keeps out only those of the same address.
     """
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(self._answer_one)
         self._answer = answer
+        self._evictions = Rarely()
         self._idle: dict[web.RequestHandler, asyncio.Transport] = {}
         """Without a request, or not with a whole one yet; longest first."""
 
@@ -178,14 +181,32 @@ class _Server(web.Server):
         super().connection_made(handler, transport)
         self._idle[handler] = transport
         if len(self.connections) > MAX_CONNECTIONS:
-            log.warning("http connection ended for another one", limit=MAX_CONNECTIONS)
-            longest_idle = next(iter(self._idle))
             # Not at once: aiohttp expects that a connection lives until its first request is awaited.
-            asyncio.get_running_loop().call_soon(self._idle.pop(longest_idle).abort)
+            asyncio.get_running_loop().call_soon(self._take_out_one().abort)
+
+    def _take_out_one(self) -> asyncio.Transport:
+        crowd = Counter(map(_address, self._idle.values()))
+        ((address, connections),) = crowd.most_common(1)
+        longest = next(handler for handler, each in self._idle.items() if _address(each) == address)
+        times = self._evictions.count(address, asyncio.get_running_loop().time())
+        if times is not None:
+            log.warning(
+                "http connection ended for another one",
+                limit=MAX_CONNECTIONS,
+                address=address,
+                idle_of_it=connections,
+                times=times,
+            )
+        return self._idle.pop(longest)
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         self._idle.pop(handler, None)
         super().connection_lost(handler, exc)
+
+
+def _address(transport: asyncio.Transport) -> str:
+    """Of the client's host."""
+    return str((transport.get_extra_info("peername") or ("",))[0])
 
 
 class _Connection(web.RequestHandler):

@@ -92,7 +92,7 @@ def load_settings(cls: type[S], argv: Sequence[str] | None, program: str) -> S:
     except ValidationError as error:
         lines = [_explain(cls, dict(problem)) for problem in error.errors(include_url=False)]
     except SettingsError as error:
-        lines = [_in_one_line(_without_values(str(error)))]
+        lines = [_in_one_line(_without_values(str(error), arguments))]
     for line in lines:
         print(f"{program}: {line}", file=sys.stderr)
     print(f"{program}: for all settings: --help", file=sys.stderr)
@@ -122,14 +122,19 @@ def _explain(cls: type[ComponentSettings], problem: dict[str, Any]) -> str:
     return f"{title}: {value}: {reason}"
 
 
-def _without_values(error: str) -> str:
-    """What belongs to no option, or to one that does not exist, may be a key."""
+def _without_values(error: str, arguments: Sequence[str]) -> str:
+    """What stands behind an option that does not exist, or behind the value of one, may be a key."""
     said, unrecognized, rest = error.partition("unrecognized arguments: ")
-    words = rest.split(" ") if unrecognized else []
-    options = [word.partition("=")[0] for word in words if word.startswith("-")]
-    if words and not options:
-        options = [f"{len(words)} that belong to no option"]
-    return said + unrecognized + " ".join(options)
+    if not unrecognized:
+        return error
+    first, *others = rest.split(" ")
+    is_command = first == arguments[0] and not first.startswith("-")  # A misspelt one, perhaps.
+    told = first if is_command else _option(first)
+    return said + unrecognized + " ".join([told, *map(_option, others)])
+
+
+def _option(word: str) -> str:
+    return word.partition("=")[0] if word.startswith("-") else "…"
 
 
 def _in_one_line(text: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
 from prometheus_client.parser import text_string_to_metric_families as parse
+from structlog.testing import capture_logs
 
 from frontend import http, metrics_page
 from frontend.cluster import ServicePicture
@@ -130,9 +131,9 @@ async def test_what_is_no_http_gets_a_400_in_json(frontend, request_bytes):
     assert (status, json.loads(body)) == (400, {"error": "this is not a valid HTTP request"})
 
 
-async def connected(port, *, asks=b""):
+async def connected(port, *, asks=b"", from_host="127.0.0.1"):
     """Reader and writer of a connection that stays open; it has its answer if it asks."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(from_host, 0))
     if asks:
         writer.write(asks)
         await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
@@ -153,14 +154,32 @@ async def test_a_new_connection_takes_the_place_of_the_one_that_was_idle_for_lon
         writer.close()
 
 
+async def test_one_that_has_asked_and_is_idle_again_gives_way_too(frontend, monkeypatch):
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 2)
+    port = frontend.http_port
+    first, second = [await connected(port, asks=HEALTHZ) for _ in range(2)]
+    assert (await raw(port, HEALTHZ))[0] == 200
+    await asyncio.wait_for(first[0].readuntil(b'{"status": "ok"}'), 10)
+    assert await asyncio.wait_for(first[0].read(), 10) == b""
+    for _, writer in (first, second):
+        writer.close()
+
+
 async def test_a_thousand_connections_that_ask_nothing_keep_no_probe_out(frontend, monkeypatch):
+    """Nor do they end a connection of another address, however long that has been idle."""
     monkeypatch.setattr(http, "MAX_CONNECTIONS", 20)
     port = frontend.http_port
+    scraper = await connected(port, asks=HEALTHZ, from_host="127.0.0.2")
     silent = []
-    for _ in range(50):
-        silent += [await connected(port) for _ in range(20)]
-        assert (await raw(port, HEALTHZ))[0] == 200
-    for _, writer in silent:
+    with capture_logs() as logs:
+        for _ in range(50):
+            silent += [await connected(port) for _ in range(20)]
+            assert (await raw(port, HEALTHZ))[0] == 200
+    assert [line["address"] for line in logs] == ["127.0.0.1"], "one line, not a thousand"
+    await asyncio.wait_for(scraper[0].readuntil(b'{"status": "ok"}'), 10)
+    scraper[1].write(HEALTHZ)
+    await asyncio.wait_for(scraper[0].readuntil(b'{"status": "ok"}'), 10)
+    for _, writer in (scraper, *silent):
         writer.close()
 
 

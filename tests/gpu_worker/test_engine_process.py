@@ -162,7 +162,7 @@ async def test_an_unusable_device_ends_the_process_and_says_so() -> None:
         watched.process.run(poisoned)
         exited = await watched.until(EngineExited)
         assert exited.code is FailureCode.DEVICE_POISONED
-        assert exited.reason == "EngineBroken: fake: device poisoned at step 2"
+        assert exited.reason == "its device failed"
         assert not exited.hopeless
     assert all(isinstance(event, EngineProgress) for event in watched.of(poisoned)), "its end is the job's"
 
