@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import errno
 from collections.abc import Callable
 from functools import partial
 from typing import Final, assert_never
@@ -171,7 +172,9 @@ class Router:
             socket.bind(endpoint)
         except zmq.ZMQError as error:
             self.close()
-            reason = zmq.strerror(error.errno or 0)  # the error's own text repeats the address
+            # The error's own text repeats the address; libzmq looks for a network interface of such a name.
+            unknown = "this host has no such address or network interface"
+            reason = unknown if error.errno == errno.ENODEV else zmq.strerror(error.errno or 0)
             raise CannotBind(f"{setting}: cannot listen on {endpoint}: {reason}") from error
 
     # --- Between the core and the sockets ------------------------------------------------------

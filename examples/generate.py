@@ -17,7 +17,7 @@ except ModuleNotFoundError as error:
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 parser.add_argument("address", nargs="?", default="localhost:50051", help="host and port")
 parser.add_argument("api_key", nargs="?", default="client1", help="one that the service knows")
-parser.add_argument("authority", nargs="?", type=argparse.FileType("rb"), help="a PEM file")
+parser.add_argument("authority", nargs="?", type=Path, help="a PEM file")
 # The embedded model knows nothing else than such scenes.
 parser.add_argument("--prompt", default="a small yellow star at the top left, blue background", help="text")
 parser.add_argument("--width", type=int, default=256, help="pixels")
@@ -30,24 +30,34 @@ wanted = parser.parse_args()
 
 if not wanted.output.absolute().parent.is_dir():
     parser.error(f"--output: there is no folder {wanted.output.absolute().parent}")
+if wanted.output.is_dir():
+    parser.error(f"--output: {wanted.output} is a folder")
+if not wanted.address.isprintable():
+    parser.error("address: only characters that can be printed are allowed")
 if not (wanted.api_key.isascii() and wanted.api_key.isprintable()):
-    parser.error("api_key: only ASCII characters are allowed")
-try:
-    request = image_gen_pb2.GenerateRequest(
-        prompt=wanted.prompt,
-        height=wanted.height,
-        width=wanted.width,
-        num_inference_steps=wanted.steps,
-        guidance_scale=wanted.guidance,
-        seed=wanted.seed,
-    )
-except ValueError as error:  # More than the field's 32 or 64 bits; all else the service judges.
-    parser.error(str(error))
+    parser.error("api_key: only ASCII characters that can be printed are allowed")
+request = image_gen_pb2.GenerateRequest(guidance_scale=wanted.guidance)
+for option, field, value in (
+    ("--prompt", "prompt", wanted.prompt),
+    ("--width", "width", wanted.width),
+    ("--height", "height", wanted.height),
+    ("--steps", "num_inference_steps", wanted.steps),
+    ("--seed", "seed", wanted.seed),
+):
+    try:
+        if value is not None:
+            setattr(request, field, value)
+    except ValueError as error:  # More than the field's bits; what else is wrong the service says.
+        parser.error(f"{option}: {error}")
 
 if wanted.authority is None:
     opened = grpc.insecure_channel(wanted.address)
 else:
-    opened = grpc.secure_channel(wanted.address, grpc.ssl_channel_credentials(wanted.authority.read()))
+    try:
+        authority = wanted.authority.read_bytes()
+    except OSError as error:
+        parser.error(f"authority: {wanted.authority}: {error.strerror}")
+    opened = grpc.secure_channel(wanted.address, grpc.ssl_channel_credentials(authority))
 
 with opened as channel:
     stub = image_gen_pb2_grpc.ImageGenStub(channel)

@@ -243,6 +243,28 @@ def test_the_sample_client_runs_unchanged(grpc_server: Stack, tmp_path: Path) ->
     assert ended.stdout.startswith("output.png: seed ")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--seed", "-1"], "error: --seed: Value out of range: -1"),
+        (["--output", "/"], "error: --output: / is a folder"),
+        (["\udcff:1"], "error: address: only characters that can be printed are allowed"),
+        (["localhost:1", "key\t2"], "error: api_key: only ASCII characters that can be printed are allowed"),
+        (["localhost:1", "key", "/nothing.pem"], "error: authority: /nothing.pem: No such file or directory"),
+    ],
+)
+def test_the_sample_client_says_in_a_line_what_is_wrong(arguments: list[str], said: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, str(SAMPLE_CLIENT), *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=START_LIMIT_S,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.splitlines()[-1].endswith(said)
+
+
 # --- When it is busy --------------------------------------------------------------------------------
 
 

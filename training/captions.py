@@ -87,7 +87,8 @@ _WORD: Final = re.compile(r"[a-z0-9]+")
 def caption(scene: Scene, chance: random.Random, *, terse: float = 0.0) -> str:
     """Words that mean this scene and no other, so far as the tables know.
 
-    `terse`: the part that leaves out all that goes without saying; of the others each says some of it.
+    `terse`: the share of captions that leave out what goes without saying, of two shapes only their ground;
+    of the others each says some of it.
     """
     is_terse = terse > 0 and chance.random() < terse
     parts = _pair_parts(scene, chance, is_terse) if scene.relation else _single_parts(scene, chance, is_terse)

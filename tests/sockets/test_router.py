@@ -227,6 +227,13 @@ async def test_a_port_that_is_taken(folder, tcp_endpoint, raw):
     assert str(caught.value) == f"frontends_endpoint: cannot listen on {tcp_endpoint}: Address already in use"
 
 
+async def test_an_address_that_the_host_does_not_have_is_told_as_that(folder):
+    changes = {"workers_endpoint": "tcp://nosuch:5555", "insecure_allow_unencrypted_network": True}
+    with pytest.raises(CannotBind) as caught:
+        Router(settings(folder, **changes))
+    assert str(caught.value).endswith("nosuch:5555: this host has no such address or network interface")
+
+
 @pytest.fixture
 async def start_broker(folder):
     """Starts a broker as a process: ZeroMQ's sockets of one process end together."""
