@@ -20,11 +20,16 @@ def why_not_bindable(endpoint: str) -> str | None:
         return None  # Nothing there, or nothing that can be seen: binding will say so.
     if not stat.S_ISSOCK(mode):
         return "there is something that is not a socket"
-    return "another process listens there" if _is_listening(path) else None
+    return _who_listens(path)
 
 
-def _is_listening(path: Path) -> bool:
+def _who_listens(path: Path) -> str | None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
-        # Nobody listens at the socket of a process that was killed. A full backlog gives EAGAIN.
-        return probe.connect_ex(str(path)) not in {errno.ECONNREFUSED, errno.ENOENT}
+        match probe.connect_ex(str(path)):
+            case errno.ECONNREFUSED | errno.ENOENT:
+                return None  # It belonged to a process that was killed.
+            case errno.EACCES:
+                return "there is a socket that this user may not connect to"
+            case _:  # A full backlog gives EAGAIN.
+                return "another process listens there"

@@ -64,6 +64,7 @@ class BrokerLink:
         self._socket = self._connected()
 
     def close(self) -> None:
+        self._keyring.no_longer(self._on_new_keys)
         self._socket.close()
 
     def _connected(self) -> LoopSocket:

@@ -42,6 +42,10 @@ class Keyring:
         """Call back after each reload that changed a key."""
         self._listeners.append(callback)
 
+    def no_longer(self, callback: Callable[[], None]) -> None:
+        """Undo `on_change`, if that was done."""
+        self._listeners = [each for each in self._listeners if each != callback]
+
     def reload(self) -> None:
         """Read the files again. What cannot be used changes nothing."""
         try:

@@ -112,7 +112,7 @@ class WorkerPhase(StrEnum):
     LOADING = "loading"
     """It has no engine process yet, or no longer, and brings one up."""
     READY = "ready"
-    """It has a `model`, and takes a job or draws one. Only such a worker gets a START."""
+    """It has a `model`, and takes a job or draws one. Only such a worker is given one."""
     DRAINING = "draining"
     """It finishes what it has, takes nothing more, and leaves."""
     FAILED = "failed"

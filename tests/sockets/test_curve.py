@@ -306,6 +306,17 @@ async def test_new_keys_are_used_at_once(links, endpoints, keys, logs, until):
     await until(lambda: link.send(worker_report()))
 
 
+async def test_a_link_that_is_closed_stays_so(links, endpoints, keys):
+    keys.know("other_broker")
+    ring = keyring(keys, "worker", endpoints)
+    link = links(ring)
+    link.close()
+    before = link._socket
+    keys.know("broker")
+    ring.reload()
+    assert link._socket is before
+
+
 async def test_keys_that_are_the_same_leave_the_connection_alone(links, endpoints, keys, logs, until):
     ring = keyring(keys, "worker", endpoints)
     link = links(ring)

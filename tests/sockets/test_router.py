@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import os
+import socket
 import sys
 
 import pytest
@@ -294,6 +296,14 @@ async def test_one_path_for_both_roles(folder):
         Router(
             settings(folder, workers_endpoint=f"ipc://{folder}/one", frontends_endpoint=f"ipc://{folder}/one")
         )
+
+
+async def test_the_socket_of_another_user(folder, monkeypatch):
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind(f"{folder}/theirs")
+    monkeypatch.setattr("socket.socket.connect_ex", lambda _self, _path: errno.EACCES)
+    with pytest.raises(CannotBind, match="a socket that this user may not connect to"):
+        Router(settings(folder, workers_endpoint=f"ipc://{folder}/theirs"))
 
 
 def test_the_process_says_why_it_cannot_start(folder, capsys, monkeypatch):
