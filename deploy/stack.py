@@ -77,8 +77,9 @@ def build_stack(settings: LauncherSettings, inherited: FrontendEnvironment, fold
     """Plan the processes; their sockets go into `folder`."""
     generated = inherited.api_keys is None
     keys = _generated_key() if inherited.api_keys is None else inherited.api_keys
-    grpc_port = _port(settings.grpc_port, inherited.grpc_port)
-    http_port = _port(settings.http_port, inherited.http_port)
+    grpc_port, http_port = _with_free_ones(
+        _port(settings.grpc_port, inherited.grpc_port), _port(settings.http_port, inherited.http_port)
+    )
     for_frontends, for_workers = f"ipc://{folder}/frontends", f"ipc://{folder}/workers"
     broker = _component(
         "broker",
@@ -143,5 +144,10 @@ def _with_api_keys(frontend: Component, keys: SecretStr) -> Component:
 
 
 def _port(chosen: int | None, inherited: int) -> int:
-    port = inherited if chosen is None else chosen
-    return port or free_ports(1)[0]
+    return inherited if chosen is None else chosen
+
+
+def _with_free_ones(*ports: int) -> Iterator[int]:
+    """In place of each 0. All at once: what is drawn later may be the same one again."""
+    free = iter(free_ports(ports.count(0)))
+    return (port or next(free) for port in ports)

@@ -83,6 +83,14 @@ def test_port_0_becomes_a_free_one() -> None:
     assert stack.frontend.environment["FLUX_FRONTEND_GRPC_PORT"] != "0"
 
 
+def test_free_ports_are_drawn_together_as_two_draws_may_be_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.stack.free_ports", lambda count: list(range(40_001, 40_001 + count)))
+    stack = planned("--grpc-port", "0", "--http-port", "0")
+    assert (stack.grpc_address, stack.http_port) == ("localhost:40001", 40_002)
+    stack = planned("--grpc-port", "7000", "--http-port", "0")
+    assert (stack.grpc_address, stack.http_port) == ("localhost:7000", 40_001)
+
+
 def test_what_was_not_said_is_left_to_the_components() -> None:
     stack = planned("--time-scale", "0.2", "--engine", "fake")
     (worker,) = stack.workers
