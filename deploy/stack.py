@@ -1,10 +1,13 @@
 """Which processes make up the service on one machine, and how they find each other."""
 
+import fcntl
+import os
 import secrets
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -22,7 +25,10 @@ _SHARED_FIELDS: Final = frozenset(ComponentSettings.model_fields)
 SECRETS: Final = frozenset({"API_KEYS"})
 """Variables, in capitals, that a component gets by its own `environment` only. Their case does not matter."""
 _GENERATED_KEY_BYTES: Final = 16
-_RANDOM_PART: Final = "flux-12345678"
+_FOLDER_PREFIX: Final = "flux-"
+_RANDOM_PART: Final = f"{_FOLDER_PREFIX}12345678"
+_MARK: Final = "launcher"
+"""A file of this name is in a launcher's folder, once that is locked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,20 +71,50 @@ class Stack:
 
 @contextmanager
 def socket_folder() -> Iterator[Path]:
-    """A folder for the ZeroMQ sockets that only this user may enter; removed afterwards."""
+    """A folder for the ZeroMQ sockets that only this user may enter; removed afterwards.
+
+    Those of launchers that were killed are removed too: a living one holds the lock on its own.
+    """
     usual = tempfile.gettempdir()
     longest = f"{usual}/{_RANDOM_PART}/frontends"
     parent = usual if len(longest.encode()) <= IPC_PATH_MAX_BYTES else "/tmp"  # noqa: S108
-    with tempfile.TemporaryDirectory(prefix="flux-", dir=parent, ignore_cleanup_errors=True) as folder:
+    _remove_abandoned(Path(parent))
+    with (
+        tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX, dir=parent, ignore_cleanup_errors=True) as folder,
+        ExitStack() as lock,
+    ):
+        with suppress(OSError):  # Not every file system has locks; without a mark nobody removes it.
+            lock.enter_context(_locked(Path(folder)))
+            Path(folder, _MARK).touch()
         yield Path(folder)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for folder in parent.glob(f"{_FOLDER_PREFIX}*"):
+        with suppress(OSError):  # It is locked, gone by now, or not ours to enter.
+            if folder.lstat().st_uid == os.getuid() and (folder / _MARK).is_file():
+                with _locked(folder):
+                    shutil.rmtree(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Raises OSError if another process holds the lock. The kernel lets go of it when a process ends."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def build_stack(settings: LauncherSettings, inherited: FrontendEnvironment, folder: Path) -> Stack:
     """Plan the processes; their sockets go into `folder`."""
     generated = inherited.api_keys is None
     keys = _generated_key() if inherited.api_keys is None else inherited.api_keys
-    grpc_port = _port(settings.grpc_port, inherited.grpc_port)
-    http_port = _port(settings.http_port, inherited.http_port)
+    grpc_port, http_port = _with_free_ones(
+        _port(settings.grpc_port, inherited.grpc_port), _port(settings.http_port, inherited.http_port)
+    )
     for_frontends, for_workers = f"ipc://{folder}/frontends", f"ipc://{folder}/workers"
     broker = _component(
         "broker",
@@ -143,5 +179,10 @@ def _with_api_keys(frontend: Component, keys: SecretStr) -> Component:
 
 
 def _port(chosen: int | None, inherited: int) -> int:
-    port = inherited if chosen is None else chosen
-    return port or free_ports(1)[0]
+    return inherited if chosen is None else chosen
+
+
+def _with_free_ones(*ports: int) -> Iterator[int]:
+    """In place of each 0. All at once: what is drawn later may be the same one again."""
+    free = iter(free_ports(ports.count(0)))
+    return (port or next(free) for port in ports)

@@ -268,7 +268,7 @@ class Supervisor:
             process.state = Gone()
             return self._stop_next_layer(now)
         if isinstance(process.state, Running) and now - process.state.since_s >= STABLE_AFTER_S:
-            process.exits, process.delay_s = 0, FIRST_DELAY_S
+            process.delay_s = FIRST_DELAY_S
         process.exits += 1
         if isinstance(self._stack, Starting) and _is_hopeless(process.exits, report):
             process.state = Gone()

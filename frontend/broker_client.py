@@ -163,8 +163,7 @@ class BrokerClient:
         self._is_closed = True
         if self._readiness_timer is not None:
             self._readiness_timer.cancel()
-        self._mailbox.tell(LeaveRequested())
-        self._mailbox.close()
+        self._mailbox.tell(LeaveRequested())  # It stays open: the desk refuses those who come now.
         await asyncio.sleep(0)  # The socket looks once more after its last send.
         for link in self._links:
             link.close()

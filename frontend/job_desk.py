@@ -91,8 +91,8 @@ class JobDesk:
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at the instant `now` (seconds of a monotonic clock) and say what is to be done."""
-        if self._over:
-            return []
+        if self._over and not isinstance(event, JobOpened):
+            return []  # Calls may still come, until the port is closed: each has to get its reason.
         match event:
             case JobOpened():
                 self._open(event, now)
@@ -406,7 +406,7 @@ class JobDesk:
         for broker in self.contacts:
             seq = self.contacts[broker].contact.next_seq()
             self._send(broker, Leave(incarnation=self.incarnation, seq=seq, reason="shutting down"))
-        self._over = True
+        self.draining = self._over = True
 
     # --- Invariants ----------------------------------------------------------------------------
 

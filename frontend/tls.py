@@ -33,8 +33,12 @@ class ServerTls:
         self._files = files
         self._contents: tuple[bytes, ...] = ()
         self._for_grpc: grpc.ServerCertificateConfiguration
+        self._for_https: ssl.SSLContext
         self.https = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         """Asks clients for no certificate: scrapers and probes of a cluster seldom have one."""
+        # It has no pair of its own: beside a new one of another type OpenSSL would keep the old one. It
+        # asks for the latest at every handshake, also where the client names no server.
+        self.https.sni_callback = self._take_latest
 
     def load(self) -> bool:
         """Read the files; true if they hold something new. Raises `FileUnusable`; then all is as it was."""
@@ -44,14 +48,13 @@ class ServerTls:
         for each in (certificate, client_ca):
             if each is not None:
                 _require_certificates(each)
-        self._require_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        for_https = self._read_pair()
         configuration = grpc.ssl_server_certificate_configuration(
             [(private_key.content, certificate.content)], client_ca.content if client_ca else None
         )
-        self._require_pair(self.https)
         contents = tuple(each.content for each in (certificate, private_key, client_ca) if each is not None)
         is_change = contents != self._contents
-        self._for_grpc, self._contents = configuration, contents
+        self._for_grpc, self._for_https, self._contents = configuration, for_https, contents
         return is_change
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
@@ -62,8 +65,12 @@ class ServerTls:
             require_client_authentication=self._files.client_ca is not None,
         )
 
-    def _require_pair(self, context: ssl.SSLContext) -> None:
-        """Take the pair into this context; raises `FileUnusable`."""
+    def _take_latest(self, connection: ssl.SSLObject, _server_name: str, _context: ssl.SSLContext) -> None:
+        connection.context = self._for_https
+
+    def _read_pair(self) -> ssl.SSLContext:
+        """Raises `FileUnusable`."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         certificate, private_key = self._files.certificate, self._files.private_key
         try:
             context.load_cert_chain(certificate, private_key, password=_refuse_passphrase)
@@ -75,6 +82,7 @@ class ServerTls:
                     f"{private_key}: is not the key of the certificate {certificate}"
                 ) from None
             raise FileUnusable(f"{private_key}: is no private key in PEM") from None
+        return context
 
 
 class _HasPassphrase(Exception):

@@ -1,6 +1,10 @@
 """The plan of the processes: what each is told by its environment."""
 
+import errno
+import fcntl
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -83,6 +87,14 @@ def test_port_0_becomes_a_free_one() -> None:
     assert stack.frontend.environment["FLUX_FRONTEND_GRPC_PORT"] != "0"
 
 
+def test_free_ports_are_drawn_together_as_two_draws_may_be_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.stack.free_ports", lambda count: list(range(40_001, 40_001 + count)))
+    stack = planned("--grpc-port", "0", "--http-port", "0")
+    assert (stack.grpc_address, stack.http_port) == ("localhost:40001", 40_002)
+    stack = planned("--grpc-port", "7000", "--http-port", "0")
+    assert (stack.grpc_address, stack.http_port) == ("localhost:7000", 40_001)
+
+
 def test_what_was_not_said_is_left_to_the_components() -> None:
     stack = planned("--time-scale", "0.2", "--engine", "fake")
     (worker,) = stack.workers
@@ -118,6 +130,54 @@ def test_the_socket_folder_has_a_short_path(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     with socket_folder() as folder:
         assert len(f"{folder}/frontends".encode()) <= IPC_PATH_MAX_BYTES
+
+
+KILLED_LAUNCHER = """
+import os, signal
+from deploy.stack import socket_folder
+with socket_folder() as folder:
+    print(folder, flush=True)
+    (folder / "frontends").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_launcher_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    command = [sys.executable, "-c", KILLED_LAUNCHER]
+    killed = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    left = Path(killed.stdout.strip())
+    assert (left / "frontends").exists()
+    with socket_folder():
+        assert not left.exists()
+
+
+def test_folders_of_living_launchers_and_of_others_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    of_another = tmp_path / "flux-12345678"
+    of_another.mkdir()
+    (of_another / "frontends").touch()
+    with socket_folder() as living, socket_folder() as second:
+        assert living.exists()
+        assert second != living
+    assert of_another.exists()
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_handle: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", refuse)
+        with socket_folder() as unlocked:
+            patch.undo()
+            with socket_folder():
+                assert unlocked.exists()
+    assert not unlocked.exists()
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,15 @@ def test_dying_again_and_again_before_the_stack_was_ready_ends_it() -> None:
     assert script.after(1, exited("broker")) == [Finish(outcome=GaveUp(name="worker-2", report=CRASH))]
 
 
+def test_a_long_life_is_not_forgiven_before_the_stack_was_ready() -> None:
+    """A worker takes minutes to find that its engine never gets ready."""
+    script = Transcript()
+    for _ in range(EXITS_BEFORE_READY - 1):
+        assert script.after(3 * STABLE_AFTER_S, exited("worker-2", CRASH)) == restart("worker-2", CRASH, 1.0)
+        script.at_deadline()
+    assert script.after(3 * STABLE_AFTER_S, exited("worker-2", CRASH)) == [Terminate(name="frontend")]
+
+
 def test_once_the_stack_was_ready_nothing_is_given_up() -> None:
     unlucky = ExitReport(status=EXIT_CANNOT_START, last_lines=("port 50051 is taken",))
     script = Transcript()

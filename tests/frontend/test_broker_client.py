@@ -113,6 +113,15 @@ async def test_closing_answers_who_waits_with_a_time_to_come_again(client, broke
     assert end.retry_after_s
 
 
+async def test_a_call_that_comes_after_closing_is_refused_at_once(client, limit_s):
+    await client.close()
+    async with asyncio.timeout(limit_s):
+        end = await client.draw(opened())
+    assert isinstance(end, JobRefused)
+    assert end.reason is RefusalReason.FRONTEND_DRAINING
+    assert end.retry_after_s
+
+
 async def test_a_picture_has_what_each_broker_says_and_waits_for_those_that_are_there(limit_s, monkeypatch):
     monkeypatch.setattr("frontend.broker_client.SNAPSHOT_LIMIT_S", limit_s)
     brokers = [Broker(limit_s), Broker(limit_s)]

@@ -402,6 +402,16 @@ def test_leaving_ends_every_job_and_says_good_bye(accepted):
     assert accepted.heard(image_outcome(EXECUTION)) == []
 
 
+def test_a_call_that_comes_after_leaving_is_refused_and_told_to_no_broker(accepted):
+    accepted.tell(LeaveRequested())
+    accepted.open("late")
+    assert accepted.end("late").reason is RefusalReason.FRONTEND_DRAINING
+    assert accepted.end("late").retry_after_s == DRAIN_RETRY_S
+    assert len(accepted.actions) == 1
+    assert accepted.waiter_left("late") == []
+    assert accepted.desk.next_deadline() is None
+
+
 def test_a_snapshot_is_asked_for_and_handed_on(desk):
     desk.tell(SnapshotWanted())
     (request,) = desk.sent(SnapshotRequest)

@@ -10,6 +10,7 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
+from trustme import KeyType
 
 import image_gen_pb2
 import image_gen_pb2_grpc
@@ -17,6 +18,9 @@ from frontend.tls import ServerTls, TlsFiles
 from proto.operator_files import FileUnusable
 
 HOST = "127.0.0.1"
+NAME = "localhost"
+"""TLS tells a server by which name it is meant, but no address."""
+OTHER_TYPE = [(KeyType.ECDSA, KeyType.RSA), (KeyType.RSA, KeyType.ECDSA)]
 KEY = (("api-key", "key-of-alice"),)
 NO_CONNECTION = grpc.StatusCode.UNAVAILABLE
 
@@ -28,8 +32,8 @@ class Authority:
         self._ca = trustme.CA()
         self.pem = self._ca.cert_pem.bytes()
 
-    def issue(self, name=HOST):
-        issued = self._ca.issue_cert(name)
+    def issue(self, *names, key_type=KeyType.ECDSA):
+        issued = self._ca.issue_cert(*(names or (HOST, NAME)), key_type=key_type)
         chain = b"".join(part.bytes() for part in issued.cert_chain_pems)
         return chain, issued.private_key_pem.bytes()
 
@@ -162,6 +166,17 @@ async def test_a_new_certificate_is_for_new_connections_and_drops_no_call(
         assert (await frontend.get("/metrics"))[1]["grpc_alive"] is True
 
 
+@pytest.mark.parametrize(("before", "after"), OTHER_TYPE)
+async def test_a_new_key_may_be_of_another_type(start_frontend, files, first, second, before, after):
+    files.write(*first.issue(key_type=before))
+    async with start_frontend(**files.settings) as frontend:
+        assert await ping(frontend.grpc_port, first) == "Pong"
+        files.write(*second.issue(key_type=after))
+        frontend.edge.read_again()
+        assert await ping(frontend.grpc_port, second) == "Pong"
+        assert await ping(frontend.grpc_port, first) is NO_CONNECTION
+
+
 async def test_the_authority_of_clients_changes_too(start_frontend, files, first, second, of_clients):
     files.require_clients_of(second)
     async with start_frontend(**files.settings) as frontend:
@@ -189,11 +204,12 @@ async def test_a_broken_certificate_changes_nothing_and_is_said(start_frontend, 
 # --- HTTP ---------------------------------------------------------------------------------------
 
 
-async def https_get(port, path, authority):
+async def https_get(port, path, authority, *, name=HOST, version=ssl.TLSVersion.TLSv1_3):
     context = ssl.create_default_context(cadata=authority.pem.decode())
+    context.maximum_version = version
     async with (
         aiohttp.ClientSession() as session,
-        session.get(f"https://{HOST}:{port}{path}", ssl=context) as answer,
+        session.get(f"https://{HOST}:{port}{path}", ssl=context, server_hostname=name) as answer,
     ):
         return answer.status
 
@@ -218,6 +234,29 @@ async def test_https_has_the_same_certificate_and_needs_none_of_clients(
         assert await https_get(frontend.http_port, "/metrics", second) == 200
         with pytest.raises(aiohttp.ClientError):
             await https_get(frontend.http_port, "/metrics", first)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("name", [HOST, NAME])
+@pytest.mark.parametrize(("before", "after"), OTHER_TYPE)
+async def test_https_serves_a_new_key_of_another_type_alone(
+    start_frontend, files, first, second, before, after, name, version
+):
+    files.write(*first.issue(key_type=before))
+    async with start_frontend(**files.settings, http_tls=True) as frontend:
+        assert await https_get(frontend.http_port, "/metrics", first, name=name, version=version) == 200
+        files.write(*second.issue(key_type=after))
+        frontend.edge.read_again()
+        assert await https_get(frontend.http_port, "/metrics", second, name=name, version=version) == 200
+        with pytest.raises(aiohttp.ClientError):
+            await https_get(frontend.http_port, "/metrics", first, name=name, version=version)
+
+
+async def test_https_goes_on_with_what_it_had_beside_a_broken_key(start_frontend, files, first, second):
+    async with start_frontend(**files.settings, http_tls=True) as frontend:
+        files.private_key.write_bytes(second.issue()[1])
+        frontend.edge.read_again()
+        assert await https_get(frontend.http_port, "/metrics", first) == 200
 
 
 # --- Files that cannot be used ------------------------------------------------------------------
