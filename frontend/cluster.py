@@ -7,7 +7,6 @@ from typing import Protocol
 from frontend.actions import JobEnd
 from frontend.brokers import Standing
 from frontend.events import JobOpened
-from proto.failures import RefusalReason
 from proto.messages import Snapshot
 
 
@@ -38,8 +37,8 @@ class ServicePicture:
 
     brokers: tuple[BrokerPicture, ...]
     """In the order of the settings."""
-    own_refusals: Mapping[RefusalReason, int] = field(default_factory=dict)
-    """What this frontend refused itself since it started; no broker counts these."""
+    own_refusals: Mapping[str, int] = field(default_factory=dict)
+    """What this frontend refused itself since it started, by reason; no broker counts these."""
     own_shed: Mapping[str, int] = field(default_factory=dict)
     """What this frontend dropped since it started, by kind; likewise."""
 

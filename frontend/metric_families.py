@@ -166,7 +166,7 @@ def _add_frontend(found: Families, own: FrontendPicture, service: ServicePicture
         found.add_distribution(catalog.REQUEST_S, told, code)
     found.add_distribution(catalog.IMAGE_BYTES, own.calls.image_bytes)
     found.add_counts(catalog.REFUSED_KEYS, own.refused_keys, own.refused_keys)
-    found.add_counts(catalog.OWN_REFUSALS, OWN_REFUSALS, _by_value(service.own_refusals))
+    found.add_counts(catalog.OWN_REFUSALS, OWN_REFUSALS, service.own_refusals)
     found.add_counts(catalog.OWN_SHED, OWN_SHED, service.own_shed)
 
 
@@ -203,16 +203,12 @@ def _add_broker(found: Families, name: str, snapshot: Snapshot, *, is_alive: boo
         found.add(catalog.QUEUED_JOBS, snapshot.queued, name)
     ended = {"completed": snapshot.completed, "failed": snapshot.failed, "cancelled": snapshot.cancelled}
     found.add_counts(catalog.JOBS, ended, ended, name)
-    found.add_counts(catalog.REFUSALS, BROKER_REFUSALS, _by_value(snapshot.rejected), name)
+    found.add_counts(catalog.REFUSALS, BROKER_REFUSALS, snapshot.rejected, name)
     found.add_counts(catalog.SHED, BROKER_SHED, snapshot.shed, name)
     if snapshot.queue_wait_s is not None:
         found.add_distribution(catalog.QUEUE_WAIT_S, snapshot.queue_wait_s, name)
     if snapshot.step_s is not None:
         found.add_distribution(catalog.STEP_S, snapshot.step_s, name)
-
-
-def _by_value(counts: Mapping[RefusalReason, int]) -> dict[str, int]:
-    return {reason.value: count for reason, count in counts.items()}
 
 
 def _add_worker(found: Families, row: WorkerRow, report_age_s: float, counters: WorkerCounters) -> None:

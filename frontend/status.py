@@ -220,7 +220,7 @@ def _rejected(picture: ServicePicture) -> dict[str, int]:
     for broker in picture.brokers:
         if broker.snapshot is not None:
             counted.update(broker.snapshot.rejected)
-    return {reason.value: _uint64(count) for reason, count in sorted(counted.items())}
+    return {reason: _uint64(count) for reason, count in sorted(counted.items())}
 
 
 def _shed(picture: ServicePicture) -> dict[str, int]:

@@ -454,7 +454,8 @@ class Snapshot(Header):
     completed: Count
     failed: Count
     cancelled: Count
-    rejected: dict[RefusalReason, Count]
+    rejected: dict[Name, Count]
+    """By `RefusalReason`; a newer broker may know more of them."""
     shed: dict[Name, Count] = field(default_factory=dict)
     """What was dropped to keep a bound or a fence, by kind."""
     workers: Annotated[tuple[WorkerRow, ...], Meta(max_length=MAX_LISTED)] = ()

@@ -13,6 +13,7 @@ from frontend import service
 from frontend.brokers import Standing
 from frontend.cluster import BrokerPicture, ServicePicture
 from frontend.status import HostLoad, host_load, metrics_document, metrics_response, service_status
+from proto.codec import decode, encode
 from proto.failures import RefusalReason
 from proto.messages import (
     MAX_FLOAT,
@@ -270,6 +271,14 @@ def test_no_field_of_the_contract_is_forgotten():
 def test_an_absurd_number_does_not_cost_the_page():
     found = service_status(picture(row("w", "a", engine_restarts=2**60), in_flight=2**62))
     assert metrics_response(found).in_flight == 2**32 - 1
+
+
+def test_a_reason_of_a_newer_broker_costs_neither_its_snapshot_nor_the_page():
+    told = decode(encode(snapshot(rejected={"TOO_BEAUTIFUL": 4, "CLIENT_BUSY": 3})))
+    found = service_status(ServicePicture(brokers=(broker(told),)))
+    document = json.loads(json.dumps(metrics_document(found, THIS_HOST, grpc_alive=True)))
+    assert document["rejected"] == {"CLIENT_BUSY": 3, "TOO_BEAUTIFUL": 4}
+    assert dict(metrics_response(found).rejected) == document["rejected"]
 
 
 async def test_the_metrics_call_answers_the_picture(frontend):
