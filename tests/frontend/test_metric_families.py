@@ -324,6 +324,9 @@ def test_two_endpoints_of_one_broker_are_one_broker():
     old, new = snapshot(completed=3), snapshot(completed=4)
     found = samples(of(old, standing=Standing.SILENT, age_s=9.0), of(new, endpoint="tcp://also-b:1"))
     assert found["flux_broker_jobs_total", "b", "completed"] == 4
+    found = samples(of(new, standing=Standing.SILENT), of(old, endpoint="tcp://also-b:1", age_s=9.0))
+    assert found["flux_broker_jobs_total", "b", "completed"] == 4
+    assert found["flux_broker_running_jobs", "b"] == 0, "it is alive, by whichever endpoint"
 
 
 def test_two_brokers_with_one_name_are_told_apart():
