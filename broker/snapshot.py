@@ -61,7 +61,7 @@ def snapshot(
         completed=counters.completed,
         failed=counters.failed,
         cancelled=counters.cancelled,
-        rejected=dict(counters.rejected),
+        rejected={reason.value: count for reason, count in counters.rejected.items()},
         shed=dict(counters.shed),
         workers=_fitting(
             [

@@ -17,7 +17,7 @@ from deploy.readiness import WorkerProgress
 from deploy.settings import FrontendEnvironment, LauncherSettings
 from deploy.stack import Stack, build_stack, socket_folder
 from proto.configuration import environment_name, load_settings
-from proto.exit_status import EXIT_BAD_CONFIGURATION
+from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_INTERRUPTED
 from proto.messages import MAX_IMAGE_BYTES
 
 PROGRAM: Final = "demo"
@@ -31,7 +31,6 @@ SEED: Final = 5
 """The same picture each time."""
 TLS_VARIABLE: Final = environment_name(FrontendEnvironment, "tls_certificate_file")
 CALL_LIMIT_S: Final = 600.0
-EXIT_INTERRUPTED: Final = 130
 _DEFAULTS: Final = {"log_level": "warning", "log_format": "console", "grpc_port": 0, "http_port": 0}
 """Quiet, and beside a service that runs already."""
 

@@ -6,7 +6,7 @@ All other settings of the components pass through by their own environment varia
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from proto.configuration import ComponentSettings
+from proto.configuration import ComponentSettings, Settings
 
 
 class LauncherSettings(ComponentSettings):
@@ -30,12 +30,15 @@ class LauncherSettings(ComponentSettings):
     http_port: int | None = Field(
         None, ge=0, le=65535, description="port for HTTP; as FLUX_FRONTEND_HTTP_PORT"
     )
+    log_prompts: bool = Field(
+        False, description="write prompts into the frontend's log; as FLUX_FRONTEND_LOG_PROMPTS"
+    )
     stop_limit_s: float = Field(
         30.0, gt=0, le=3600, description="how long a component may take to finish before it is killed, s"
     )
 
 
-class FrontendEnvironment(ComponentSettings):
+class FrontendEnvironment(Settings):
     """Those of the frontend's own variables that the launcher must know to talk to it."""
 
     owns_prefix = False

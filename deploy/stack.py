@@ -145,6 +145,7 @@ def build_stack(settings: LauncherSettings, inherited: FrontendEnvironment, fold
         broker_endpoints=for_frontends,
         grpc_port=str(grpc_port),
         http_port=str(http_port),
+        log_prompts=str(settings.log_prompts) if "log_prompts" in settings.model_fields_set else None,
     )
     scheme = "https" if inherited.http_tls else "http"
     return Stack(

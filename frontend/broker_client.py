@@ -112,7 +112,7 @@ class BrokerClient:
             await self._ask_for_pictures()
         return ServicePicture(
             brokers=tuple(self._broker_picture(broker) for broker in range(len(self._endpoints))),
-            own_refusals=dict(self._desk.refusals),
+            own_refusals={reason.value: count for reason, count in self._desk.refusals.items()},
             own_shed=self._shed(),
         )
 

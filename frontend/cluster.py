@@ -7,7 +7,6 @@ from typing import Protocol
 from frontend.actions import JobEnd
 from frontend.brokers import Standing
 from frontend.events import JobOpened
-from proto.failures import RefusalReason
 from proto.messages import Snapshot
 
 
@@ -33,13 +32,25 @@ class BrokerPicture:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerLife:
+    """A broker from its start on, once, however many endpoints lead to it."""
+
+    name: str
+    """That no other one has."""
+    snapshot: Snapshot
+    """The latest."""
+    age_s: float
+    is_alive: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServicePicture:
     """The latest that is known of the whole service."""
 
     brokers: tuple[BrokerPicture, ...]
     """In the order of the settings."""
-    own_refusals: Mapping[RefusalReason, int] = field(default_factory=dict)
-    """What this frontend refused itself since it started; no broker counts these."""
+    own_refusals: Mapping[str, int] = field(default_factory=dict)
+    """What this frontend refused itself since it started, by reason; no broker counts these."""
     own_shed: Mapping[str, int] = field(default_factory=dict)
     """What this frontend dropped since it started, by kind; likewise."""
 
@@ -47,6 +58,23 @@ class ServicePicture:
     def broker_alive(self) -> bool:
         """A broker has been heard of lately."""
         return any(broker.is_alive for broker in self.brokers)
+
+    def lives(self) -> list[BrokerLife]:
+        """Of each broker that has told anything; in the order of the settings."""
+        alive: dict[bytes, bool] = {}
+        latest: dict[bytes, tuple[BrokerPicture, Snapshot]] = {}
+        for broker in self.brokers:
+            if (snapshot := broker.snapshot) is not None:
+                alive[snapshot.epoch] = alive.get(snapshot.epoch, False) or broker.is_alive
+                known = latest.get(snapshot.epoch)
+                if known is None or broker.age_s < known[0].age_s:
+                    latest[snapshot.epoch] = (broker, snapshot)
+        named: dict[str, BrokerLife] = {}
+        for epoch, (broker, snapshot) in latest.items():
+            is_taken = snapshot.broker_id in named
+            name = f"{snapshot.broker_id} at {broker.endpoint}" if is_taken else snapshot.broker_id
+            named[name] = BrokerLife(name=name, snapshot=snapshot, age_s=broker.age_s, is_alive=alive[epoch])
+        return list(named.values())
 
 
 class Cluster(Protocol):

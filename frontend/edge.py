@@ -38,16 +38,12 @@ class Edge:
         for what, paths, load in self._sources:
             keep_fresh(paths, partial(_load_again, what, load))
 
-    def read_again(self) -> None:
-        """Whatever the files look like. What cannot be used changes nothing, and is logged."""
-        for what, _, load in self._sources:
-            _load_again(what, load)
-
     def _load_keys(self, path: Path) -> bool:
         return self.keys.replace({**self._listed, **read_clients(path)})
 
 
 def _load_again(what: str, load: Load) -> None:
+    """What cannot be used changes nothing, and is logged."""
     try:
         if load():
             log.info("files read again", what=what)

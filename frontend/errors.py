@@ -75,13 +75,9 @@ _REFUSALS: Final[Mapping[RefusalReason, _Meaning]] = {
         "another call with this idempotency key asked for another image",
         field=field_name(IDEMPOTENCY_KEY_METADATA),
     ),
-    RefusalReason.VERSION_MISMATCH: _Meaning(
-        StatusCode.UNAVAILABLE, "broker and frontend speak different versions of their protocol"
-    ),
-    RefusalReason.SUPERSEDED: _Meaning(
-        StatusCode.UNAVAILABLE, "another frontend has taken this frontend's place"
-    ),
-    # These go from a worker to the broker; one that gets here is our bug.
+    # These are of no job, or go from a worker to the broker; one that gets here is our bug.
+    RefusalReason.VERSION_MISMATCH: _MISROUTED,
+    RefusalReason.SUPERSEDED: _MISROUTED,
     RefusalReason.WORKER_BUSY: _MISROUTED,
     RefusalReason.WORKER_NOT_READY: _MISROUTED,
     RefusalReason.WORKER_DRAINING: _MISROUTED,
@@ -102,7 +98,7 @@ _FAILURES: Final[Mapping[FailureCode, _Meaning]] = {
         StatusCode.UNAVAILABLE, "the device that drew the image became unusable"
     ),
     FailureCode.POISON_JOB: _Meaning(
-        StatusCode.INTERNAL, "the job ended the engine process of two workers and is not tried again"
+        StatusCode.INTERNAL, "the job ended two engine processes and is not tried again"
     ),
     FailureCode.WORKER_LOST: _Meaning(StatusCode.UNAVAILABLE, "the worker that drew the image was lost"),
     FailureCode.ENGINE_ERROR: _Meaning(StatusCode.INTERNAL, "the model failed to draw the image"),

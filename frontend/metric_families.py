@@ -17,12 +17,12 @@ from prometheus_client.utils import floatToGoString
 from frontend import metric_catalog as catalog
 from frontend.brokers import Standing
 from frontend.call_tally import CallNumbers
-from frontend.cluster import BrokerPicture, ServicePicture
+from frontend.cluster import BrokerLife, BrokerPicture, ServicePicture
 from frontend.metric_catalog import Kind, Metric
 from frontend.status import LOST_STATE, freshest_rows
 from frontend.worker_counters import WorkerCounters
 from proto.failures import RefusalReason
-from proto.messages import Distribution, GpuReading, ModelCard, Snapshot, WorkerPhase, WorkerRow
+from proto.messages import Distribution, GpuReading, ModelCard, WorkerPhase, WorkerRow
 
 MIB: Final = 1024 * 1024
 OTHER: Final = "other"
@@ -145,8 +145,8 @@ def families(own: FrontendPicture, service: ServicePicture, counters: WorkerCoun
     _add_frontend(found, own, service)
     for broker in service.brokers:
         _add_standing(found, broker)
-    for name, broker, snapshot in _told(service):
-        _add_broker(found, name, snapshot, is_alive=broker.is_alive)
+    for life in service.lives():
+        _add_broker(found, life)
     rows = freshest_rows(service)
     for row, report_age_s in rows:
         _add_worker(found, row, report_age_s, counters)
@@ -166,7 +166,7 @@ def _add_frontend(found: Families, own: FrontendPicture, service: ServicePicture
         found.add_distribution(catalog.REQUEST_S, told, code)
     found.add_distribution(catalog.IMAGE_BYTES, own.calls.image_bytes)
     found.add_counts(catalog.REFUSED_KEYS, own.refused_keys, own.refused_keys)
-    found.add_counts(catalog.OWN_REFUSALS, OWN_REFUSALS, _by_value(service.own_refusals))
+    found.add_counts(catalog.OWN_REFUSALS, OWN_REFUSALS, service.own_refusals)
     found.add_counts(catalog.OWN_SHED, OWN_SHED, service.own_shed)
 
 
@@ -178,41 +178,20 @@ def _add_standing(found: Families, broker: BrokerPicture) -> None:
         found.add(catalog.PICTURE_AGE_S, broker.age_s, *labels)
 
 
-def _told(service: ServicePicture) -> list[tuple[str, BrokerPicture, Snapshot]]:
-    """The latest of each life of a broker, under a name that no other one has."""
-    told = [(broker, broker.snapshot) for broker in service.brokers if broker.snapshot is not None]
-    by_life: dict[bytes, tuple[BrokerPicture, Snapshot]] = {}
-    for broker, snapshot in told:
-        known = by_life.get(snapshot.epoch)
-        if known is None or broker.age_s < known[0].age_s:
-            by_life[snapshot.epoch] = (broker, snapshot)
-    named: dict[str, tuple[BrokerPicture, Snapshot]] = {}
-    for broker, snapshot in by_life.values():
-        taken = snapshot.broker_id in named
-        named[f"{snapshot.broker_id} at {broker.endpoint}" if taken else snapshot.broker_id] = (
-            broker,
-            snapshot,
-        )
-    return [(name, broker, snapshot) for name, (broker, snapshot) in named.items()]
-
-
-def _add_broker(found: Families, name: str, snapshot: Snapshot, *, is_alive: bool) -> None:
+def _add_broker(found: Families, life: BrokerLife) -> None:
     """What it counted stays when it is gone; what was going on does not."""
-    if is_alive:
+    name, snapshot = life.name, life.snapshot
+    if life.is_alive:
         found.add(catalog.RUNNING_JOBS, snapshot.in_flight, name)
         found.add(catalog.QUEUED_JOBS, snapshot.queued, name)
     ended = {"completed": snapshot.completed, "failed": snapshot.failed, "cancelled": snapshot.cancelled}
     found.add_counts(catalog.JOBS, ended, ended, name)
-    found.add_counts(catalog.REFUSALS, BROKER_REFUSALS, _by_value(snapshot.rejected), name)
+    found.add_counts(catalog.REFUSALS, BROKER_REFUSALS, snapshot.rejected, name)
     found.add_counts(catalog.SHED, BROKER_SHED, snapshot.shed, name)
     if snapshot.queue_wait_s is not None:
         found.add_distribution(catalog.QUEUE_WAIT_S, snapshot.queue_wait_s, name)
     if snapshot.step_s is not None:
         found.add_distribution(catalog.STEP_S, snapshot.step_s, name)
-
-
-def _by_value(counts: Mapping[RefusalReason, int]) -> dict[str, int]:
-    return {reason.value: count for reason, count in counts.items()}
 
 
 def _add_worker(found: Families, row: WorkerRow, report_age_s: float, counters: WorkerCounters) -> None:

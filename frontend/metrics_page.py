@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, openmetrics
@@ -23,9 +22,9 @@ from frontend.render_thread import RenderThread, SharedAnswer
 from frontend.rpc import OpenCalls
 from frontend.status import HostLoad, metrics_document, service_status
 from frontend.worker_counters import WorkerCounters
+from proto.versions import DISTRIBUTION, version_of
 
 ANSWER_LIMIT_S: Final = 5.0
-DISTRIBUTION: Final = "flux-server"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +44,7 @@ class MetricsPage:
     def __init__(self, sources: Sources, render_thread: RenderThread) -> None:
         self._sources = sources
         self._render_thread = render_thread
-        self._version = own_version()
+        self._version = version_of(DISTRIBUTION)
         self._answers = {each: SharedAnswer(partial(self._make, each)) for each in MediaType}
         self._text = _Text()
 
@@ -108,10 +107,3 @@ class _Text:
 
 def json_page(picture: ServicePicture, this_host: HostLoad, grpc_alive: bool) -> bytes:
     return json.dumps(metrics_document(service_status(picture), this_host, grpc_alive=grpc_alive)).encode()
-
-
-def own_version() -> str:
-    try:
-        return version(DISTRIBUTION)
-    except PackageNotFoundError:
-        return "unknown"  # It runs from a source tree.

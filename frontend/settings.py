@@ -61,6 +61,7 @@ class FrontendSettings(EdgeSettings):
     max_prompt_bytes: int = Field(
         MAX_PROMPT_BYTES, ge=0, le=MAX_PROMPT_BYTES, description="longest prompt, bytes of UTF-8"
     )
+    log_prompts: bool = Field(False, description="write prompts into the log")
     max_open_jobs: int = Field(1024, ge=1, le=MAX_LISTED, description="jobs that may be open at once")
     drain_s: float = Field(
         25.0, ge=0, le=3600, description="how long a stopping frontend waits for the jobs it has open, s"

@@ -8,8 +8,8 @@ from typing import Final
 from google.protobuf import json_format
 
 import image_gen_pb2
-from frontend.cluster import BrokerPicture, ServicePicture
-from proto.messages import MAX_FLOAT, ModelCard, Readings, Snapshot, WorkerRow
+from frontend.cluster import BrokerLife, BrokerPicture, ServicePicture
+from proto.messages import MAX_FLOAT, ModelCard, Readings, WorkerRow
 
 SERVING_STATES: Final = frozenset({"ready", "busy"})
 LOST_STATE: Final = "lost"
@@ -117,31 +117,26 @@ class HostLoad:
 def service_status(picture: ServicePicture) -> ServiceStatus:
     """What the frontend tells the world about `picture`. Ages grow with the picture's own."""
     present = _present(picture)
-    told = [broker.snapshot for broker in picture.brokers if broker.snapshot is not None]
+    told = [life.snapshot for life in picture.lives()]
     return ServiceStatus(
-        in_flight=_uint32(sum(snapshot.in_flight for snapshot, _ in present)),
-        queued=_uint32(sum(snapshot.queued for snapshot, _ in present)),
+        in_flight=_uint32(sum(life.snapshot.in_flight for life in present)),
+        queued=_uint32(sum(life.snapshot.queued for life in present)),
         completed=_uint64(sum(snapshot.completed for snapshot in told)),
         failed=_uint64(sum(snapshot.failed for snapshot in told)),
         cancelled=_uint64(sum(snapshot.cancelled for snapshot in told)),
-        rejected=_rejected(picture),
-        shed=_shed(picture),
+        rejected=_summed(picture.own_refusals, *(snapshot.rejected for snapshot in told)),
+        shed=_summed(picture.own_shed, *(snapshot.shed for snapshot in told)),
         workers=[_worker_status(row, report_age_s) for row, report_age_s in freshest_rows(picture)],
         broker_alive=picture.broker_alive,
         brokers=[_broker_status(broker) for broker in picture.brokers],
-        age_s=_rounded(max(age_s for _, age_s in present)) if present else None,
+        age_s=_rounded(max(life.age_s for life in present)) if present else None,
     )
 
 
-def _present(picture: ServicePicture) -> list[tuple[Snapshot, float]]:
-    """What the brokers say that are alive, and its age; if none is, what they said last."""
-    told = [
-        (broker.is_alive, broker.snapshot, broker.age_s)
-        for broker in picture.brokers
-        if broker.snapshot is not None
-    ]
-    any_alive = any(is_alive for is_alive, *_ in told)
-    return [(snapshot, age_s) for is_alive, snapshot, age_s in told if is_alive or not any_alive]
+def _present(picture: ServicePicture) -> list[BrokerLife]:
+    """What the brokers say that are alive; if none is, what they said last."""
+    lives = picture.lives()
+    return [life for life in lives if life.is_alive] or lives
 
 
 def freshest_rows(picture: ServicePicture) -> list[tuple[WorkerRow, float]]:
@@ -150,9 +145,9 @@ def freshest_rows(picture: ServicePicture) -> list[tuple[WorkerRow, float]]:
     In the order in which they are first named.
     """
     freshest: dict[str, tuple[WorkerRow, float]] = {}
-    for snapshot, picture_age_s in _present(picture):
-        for row in snapshot.workers:
-            report_age_s = row.report_age_ms / 1000 + picture_age_s
+    for life in _present(picture):
+        for row in life.snapshot.workers:
+            report_age_s = row.report_age_ms / 1000 + life.age_s
             known = freshest.get(row.report.worker_id)
             if known is None or report_age_s < known[1]:
                 freshest[row.report.worker_id] = (row, report_age_s)
@@ -214,22 +209,12 @@ def _in_contract_names(fields: Mapping[str, object]) -> dict[str, object]:
     return {_CONTRACT_NAMES.get(name, name): value for name, value in fields.items()}
 
 
-def _rejected(picture: ServicePicture) -> dict[str, int]:
-    """By reason: the brokers' refusals, and those that this frontend did not even ask it about."""
-    counted = Counter(picture.own_refusals)
-    for broker in picture.brokers:
-        if broker.snapshot is not None:
-            counted.update(broker.snapshot.rejected)
-    return {reason.value: _uint64(count) for reason, count in sorted(counted.items())}
-
-
-def _shed(picture: ServicePicture) -> dict[str, int]:
-    """By kind: what the brokers dropped to keep a bound or a fence, and what this frontend did."""
-    counted = Counter(picture.own_shed)
-    for broker in picture.brokers:
-        if broker.snapshot is not None:
-            counted.update(broker.snapshot.shed)
-    return {kind: _uint64(count) for kind, count in sorted(counted.items())}
+def _summed(*counts: Mapping[str, int]) -> dict[str, int]:
+    """By name: what this frontend counted itself, and each broker."""
+    counted: Counter[str] = Counter()
+    for each in counts:
+        counted.update(each)
+    return {name: _uint64(count) for name, count in sorted(counted.items())}
 
 
 def _worker_status(row: WorkerRow, report_age_s: float) -> WorkerStatus:

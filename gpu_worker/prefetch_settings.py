@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
 from gpu_worker.folder_setting import NamedFolder
-from proto.configuration import ComponentSettings
+from proto.configuration import Settings
 
 FLUX_DEV_COMMIT: Final = "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21"
 """Of black-forest-labs/FLUX.1-dev on the Hub."""
@@ -36,7 +36,7 @@ def _endpoint(value: str) -> str:
     return value.rstrip("/")
 
 
-class PrefetchSettings(ComponentSettings):
+class PrefetchSettings(Settings):
     """Download FLUX.1-dev from the Hub into a folder that workers run from.
 
     Stopped or cut off, it goes on the next time. The token comes from HF_TOKEN or from `hf auth login`.

@@ -18,14 +18,14 @@ from gpu_worker.engines.error_text import first_line
 from gpu_worker.engines.offline import prepare_environment
 from gpu_worker.folder_setting import NamedFolder
 from gpu_worker.model_store import check_plain_folder
-from proto.configuration import ComponentSettings, load_settings
+from proto.configuration import Settings, load_settings
 from proto.exit_status import EXIT_BAD_CONFIGURATION, EXIT_CANNOT_START, EXIT_INTERRUPTED
 
 _PROGRAM: Final = "gpu_worker quantize"
 _INSTALL: Final = "DISABLE_CUDA=1 pip install -r requirements/quantize.txt"
 
 
-class QuantizeSettings(ComponentSettings):
+class QuantizeSettings(Settings):
     """From a plain FLUX folder, one with 4-bit weights. Stopped, it goes on when it is run again."""
 
     model_config = SettingsConfigDict(env_prefix="FLUX_QUANTIZE_")

@@ -2,18 +2,17 @@
 
 import json
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Final
 
 from gpu_worker.engines.engine import EngineJob
 from proto.messages import ModelCard
+from proto.versions import DISTRIBUTION, version_of
 
 SOFTWARE: Final = "Software"
 DESCRIPTION: Final = "Description"
 RECEIPT: Final = "Receipt"
 _FLOAT32_DECIMALS: Final = 6
 """The contract's guidance is a float32: 3.1 arrives as 3.0999999046325684."""
-_DISTRIBUTION: Final = "flux-server"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +26,8 @@ class ReceiptWriter:
 
     def texts(self, job: EngineJob) -> dict[str, str]:
         """By PNG keyword."""
-        texts = {SOFTWARE: software(), RECEIPT: json.dumps(self._facts(job), separators=(",", ":"))}
+        software = f"{DISTRIBUTION} {version_of(DISTRIBUTION)}"
+        texts = {SOFTWARE: software, RECEIPT: json.dumps(self._facts(job), separators=(",", ":"))}
         if self.with_prompt:
             texts[DESCRIPTION] = job.prompt
         return texts
@@ -49,11 +49,3 @@ class ReceiptWriter:
             "worker_id": self.worker_id,
             "attempts": job.attempts,
         }
-
-
-def software() -> str:
-    """The program and its version; without that where it was never installed."""
-    try:
-        return f"{_DISTRIBUTION} {metadata.version(_DISTRIBUTION)}"
-    except metadata.PackageNotFoundError:
-        return _DISTRIBUTION

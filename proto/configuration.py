@@ -1,6 +1,7 @@
-"""How every component reads its settings: the environment, then the command line, which wins.
+"""How every program reads its settings: the environment, then the command line, which wins.
 
-A component declares a subclass of `ComponentSettings`; each field has a description with its unit.
+A component declares a subclass of `ComponentSettings`, any other program one of `Settings`; each field has a
+description with its unit.
 """
 
 import os
@@ -24,8 +25,17 @@ LogFormat = Literal["auto", "console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
-class ComponentSettings(BaseSettings):
-    """What all components have in common."""
+def environment_name(cls: "type[Settings]", name: str) -> str:
+    """The variable that sets this field."""
+    alias = cls.model_fields[name].validation_alias
+    if isinstance(alias, str):
+        return alias.upper()
+    prefix = cls.model_config.get("env_prefix", "")
+    return f"{prefix}{name}".upper()
+
+
+class Settings(BaseSettings):
+    """What all programs have in common."""
 
     owns_prefix: ClassVar[bool] = True
     """Every variable with its prefix is meant to be one of its settings."""
@@ -41,11 +51,23 @@ class ComponentSettings(BaseSettings):
         cli_exit_on_error=False,
     )
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        for name, field in cls.model_fields.items():
+            # A class between has written its own, without the prefix.
+            own = _VARIABLE.sub("", field.description or "")
+            field.description = f"{own} [{environment_name(cls, name)}]"
+        cls.model_rebuild(force=True)
+
+
+class ComponentSettings(Settings):
+    """What all components have in common."""
+
     log_level: LogLevel = Field("info", description="lowest level that is logged")
     log_format: LogFormat = Field(
         "auto", description="console for people, json for machines; auto: console on a terminal"
     )
-    log_prompts: bool = Field(False, description="write prompts into the log")
     tracing: bool = Field(
         False,
         description="send spans of each job to an OpenTelemetry collector, by the standard OTEL_ variables",
@@ -58,21 +80,12 @@ class ComponentSettings(BaseSettings):
         description="factor on all of the protocol's time limits; for tests, and the same everywhere",
     )
 
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        super().__pydantic_init_subclass__(**kwargs)
-        for name, field in cls.model_fields.items():
-            # A class between has written its own, without the prefix.
-            own = _VARIABLE.sub("", field.description or "")
-            field.description = f"{own} [{environment_name(cls, name)}]"
-        cls.model_rebuild(force=True)
-
     @property
     def timing(self) -> Timing:
         return Timing().scaled(self.time_scale)
 
 
-S = TypeVar("S", bound=ComponentSettings)
+S = TypeVar("S", bound=Settings)
 
 
 def load_settings(cls: type[S], argv: Sequence[str] | None, program: str) -> S:
@@ -99,7 +112,7 @@ def load_settings(cls: type[S], argv: Sequence[str] | None, program: str) -> S:
     raise SystemExit(EXIT_BAD_CONFIGURATION)
 
 
-def _warn_of_unknown_variables(cls: type[ComponentSettings], program: str) -> None:
+def _warn_of_unknown_variables(cls: type[Settings], program: str) -> None:
     """A misspelt one would otherwise be ignored in silence. No error: Kubernetes sets some of its own."""
     prefix = cls.model_config.get("env_prefix", "").upper()
     known = {environment_name(cls, name) for name in cls.model_fields}
@@ -108,7 +121,7 @@ def _warn_of_unknown_variables(cls: type[ComponentSettings], program: str) -> No
             print(f"{program}: {_in_one_line(name)} is not a setting, and is ignored", file=sys.stderr)
 
 
-def _explain(cls: type[ComponentSettings], problem: dict[str, Any]) -> str:
+def _explain(cls: type[Settings], problem: dict[str, Any]) -> str:
     """One line: the setting's names, its value, and what is allowed."""
     location = str(problem["loc"][0]) if problem["loc"] else ""
     name, field = _field_at(cls, location)
@@ -151,7 +164,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}… ({len(text)} characters)"
 
 
-def _field_at(cls: type[ComponentSettings], location: str) -> tuple[str, FieldInfo | None]:
+def _field_at(cls: type[Settings], location: str) -> tuple[str, FieldInfo | None]:
     for name, field in cls.model_fields.items():
         if location.lower() in {name, environment_name(cls, name).lower()}:
             return name, field
@@ -160,12 +173,3 @@ def _field_at(cls: type[ComponentSettings], location: str) -> tuple[str, FieldIn
 
 def _is_secret(field: FieldInfo) -> bool:
     return "SecretStr" in str(field.annotation) or field.annotation is SecretStr
-
-
-def environment_name(cls: type[ComponentSettings], name: str) -> str:
-    """The variable that sets this field."""
-    alias = cls.model_fields[name].validation_alias
-    if isinstance(alias, str):
-        return alias.upper()
-    prefix = cls.model_config.get("env_prefix", "")
-    return f"{prefix}{name}".upper()

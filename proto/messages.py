@@ -52,12 +52,6 @@ else:
     Body = Any
 
 
-class Header:
-    """Marks the messages that consist of a header alone."""
-
-    __slots__ = ()
-
-
 # --- What travels with a job -------------------------------------------------------------------
 
 
@@ -211,7 +205,7 @@ class ModelCard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerReport(Header):
+class WorkerReport:
     """Worker to broker: its whole state. The first one registers it."""
 
     worker_id: Name
@@ -238,7 +232,7 @@ class WorkerReport(Header):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerView(Header):
+class WorkerView:
     """Broker to worker: the answer to a report, and at once when the broker wants something new."""
 
     broker_id: Name
@@ -313,7 +307,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FrontendReport(Header):
+class FrontendReport:
     """Frontend to broker: all jobs that it waits for. What is missing here has been given up."""
 
     frontend_id: Name
@@ -347,7 +341,7 @@ class JobStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FrontendView(Header):
+class FrontendView:
     """Broker to frontend: the answer to a report or an accepted SUBMIT, and at once on a change."""
 
     broker_id: Name
@@ -390,7 +384,7 @@ class Submit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refuse(Header):
+class Refuse:
     """Broker to frontend: this job was not accepted. Worker to broker: this START was not begun.
 
     Broker to any peer, without ids: the peer itself is not served.
@@ -405,7 +399,7 @@ class Refuse(Header):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Leave(Header):
+class Leave:
     """A frontend or worker ends its life on purpose; nothing of it needs to be waited for."""
 
     incarnation: Id
@@ -414,7 +408,7 @@ class Leave(Header):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotRequest(Header):
+class SnapshotRequest:
     """Frontend to broker: what is going on?"""
 
     seq: Sequence
@@ -443,7 +437,7 @@ class Distribution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot(Header):
+class Snapshot:
     """Broker to frontend: the answer. Counters start with the broker."""
 
     broker_id: Name
@@ -454,7 +448,8 @@ class Snapshot(Header):
     completed: Count
     failed: Count
     cancelled: Count
-    rejected: dict[RefusalReason, Count]
+    rejected: dict[Name, Count]
+    """By `RefusalReason`; a newer broker may know more of them."""
     shed: dict[Name, Count] = field(default_factory=dict)
     """What was dropped to keep a bound or a fence, by kind."""
     workers: Annotated[tuple[WorkerRow, ...], Meta(max_length=MAX_LISTED)] = ()

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from proto.configuration import ComponentSettings
+from proto.configuration import Settings
 from training.recipe import ProfileName
 
 Task = Literal[
@@ -14,7 +14,7 @@ Task = Literal[
 ]
 
 
-class TrainingSettings(ComponentSettings):
+class TrainingSettings(Settings):
     """Trains the embedded model, stage after stage. Stopped, it goes on when it is run again."""
 
     model_config = SettingsConfigDict(env_prefix="FLUX_TRAINING_")

@@ -87,6 +87,3 @@ class Engine(Protocol):
             OutOfDeviceMemory, NonFiniteImage: this job failed; the engine goes on.
             EngineBroken: the process must be replaced.
         """
-
-    def unload(self) -> None:
-        """Give the device memory back."""

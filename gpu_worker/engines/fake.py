@@ -145,9 +145,6 @@ class FakeEngine:
         on_progress(JobPhase.DECODE, job.parameters.steps)
         return self._blank(job) if self._png_bytes else Drawing(_paint(job))
 
-    def unload(self) -> None:
-        pass
-
     def _blank(self, job: EngineJob) -> Drawing:
         size = (job.parameters.height, job.parameters.width)
         if size not in self._blanks:

@@ -182,12 +182,6 @@ class FluxEngine:
             free_memory(loaded.device)
         raise failure
 
-    def unload(self) -> None:
-        if self._loaded is not None:
-            device = self._loaded.device
-            self._loaded = None
-            free_memory(device)
-
     def _require_loaded(self) -> _Loaded:
         if self._loaded is None:
             raise RuntimeError("generate() before load()")

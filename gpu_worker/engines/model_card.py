@@ -1,13 +1,13 @@
 """What an engine says of the model that it has loaded."""
 
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
 from gpu_worker.manifest import Manifest, Quantization
+from proto.versions import DISTRIBUTION, version_of
 
 _NAME_MAX_CHARACTERS: Final = 128
-_LIBRARIES: Final = ("flux-server", "torch", "diffusers", "transformers")
+_LIBRARIES: Final = (DISTRIBUTION, "torch", "diffusers", "transformers")
 NO_MANIFEST: Final = "the model folder has no flux-server.json, so its files were not checked against digests"
 
 
@@ -25,11 +25,4 @@ def quantization_title(quantization: Quantization | None) -> str:
 
 def library_versions() -> str:
     """Of what makes a difference to the pixels."""
-    return ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES)
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "from source"
+    return ", ".join(f"{name} {version_of(name)}" for name in _LIBRARIES)

@@ -4,7 +4,6 @@ import fcntl
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +23,7 @@ from gpu_worker.quantizer.block_file import UNFINISHED_SUFFIX, sync
 from gpu_worker.quantizer.hqq_layer import hqq_version
 from gpu_worker.quantizer.source import Source
 from gpu_worker.quantizer.work import Piece
+from proto.versions import DISTRIBUTION, version_of
 
 MARKER_NAME: Final = "quantize.unfinished"
 _MARKER_TEXT: Final = "`python -m gpu_worker quantize` has not finished this folder. Run again it goes on.\n"
@@ -31,11 +31,7 @@ _MARGIN_BYTES: Final = 64 * 1024 * 1024
 
 
 def quantization(*, optimized: bool) -> Quantization:
-    try:
-        version = metadata.version("flux-server")
-    except metadata.PackageNotFoundError:
-        version = "from source"
-    made_by = f"flux-server {version}, hqq {hqq_version()}"
+    made_by = f"{DISTRIBUTION} {version_of(DISTRIBUTION)}, hqq {hqq_version()}"
     return Quantization(components=list(LARGE), tool=made_by if optimized else f"{made_by}, not optimized")
 
 

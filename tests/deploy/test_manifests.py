@@ -18,7 +18,7 @@ from frontend.settings import FrontendSettings
 from gpu_worker.dealer import GONE_LIMIT_S
 from gpu_worker.prefetch_settings import PrefetchSettings
 from gpu_worker.settings import WorkerSettings
-from proto.configuration import ComponentSettings, environment_name
+from proto.configuration import Settings, environment_name
 from proto.timing import Timing
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -29,7 +29,7 @@ HEALTH_LIMIT_S = float(
 )
 SLACK_S = 5.0
 
-SETTINGS: dict[str, tuple[type[ComponentSettings], ...]] = {
+SETTINGS: dict[str, tuple[type[Settings], ...]] = {
     "broker": (BrokerSettings,),
     "frontend": (FrontendSettings,),
     "worker": (WorkerSettings,),

@@ -107,6 +107,14 @@ def test_what_was_not_said_is_left_to_the_components() -> None:
     } == {"0.2"}
 
 
+def test_prompts_are_logged_by_the_frontend_alone() -> None:
+    stack = planned("--log-prompts")
+    told = {each.name: "LOG_PROMPTS" in "".join(each.environment) for (each,) in stack.layers}
+    assert told == {"broker": False, "worker-1": False, "frontend": True}
+    assert stack.frontend.environment["FLUX_FRONTEND_LOG_PROMPTS"] == "True"
+    assert "FLUX_FRONTEND_LOG_PROMPTS" not in planned().frontend.environment
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [(["--workers", "0"], "--workers (FLUX_SERVER_WORKERS): '0'"), (["--grpc-port", "x"], "--grpc-port")],

@@ -1,6 +1,7 @@
 """The real servers on free ports, in this process, in front of a scripted cluster."""
 
 import asyncio
+import signal
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ from frontend.cluster import BrokerPicture, ServicePicture
 from frontend.edge import Edge
 from frontend.server import running_frontend
 from frontend.settings import FrontendSettings
+from proto.signals import on_reload_signal
 
 KEYS = "key-of-alice,key-of-bob"
 LIMIT_S = 10.0
@@ -80,7 +82,6 @@ class Frontend:
     grpc_port: int
     http_port: int
     cluster: ScriptedCluster
-    edge: Edge
     channel: grpc.aio.Channel
     http: aiohttp.ClientSession
     key: tuple = (("api-key", "key-of-alice"),)
@@ -91,6 +92,14 @@ class Frontend:
 
     def generate(self, *, metadata=None, timeout=LIMIT_S, **changes):
         return self.stub.Generate(request(**changes), metadata=metadata or self.key, timeout=timeout)
+
+    async def read_again(self):
+        """As when it is told to by SIGHUP."""
+        done = asyncio.Event()
+        on_reload_signal(done.set)
+        signal.raise_signal(signal.SIGHUP)
+        async with asyncio.timeout(LIMIT_S):
+            await done.wait()
 
     async def get(self, path, **options):
         async with self.http.get(f"http://127.0.0.1:{self.http_port}{path}", **options) as response:
@@ -120,12 +129,13 @@ async def started_frontend(tracing=None, **changes):
     # The clients outlive the server, and see it drain.
     wanted = settings(**changes)
     edge = Edge(wanted)
+    edge.keep_fresh()
     async with AsyncExitStack() as clients:  # noqa: SIM117
         async with running_frontend(wanted, edge, connect, tracing) as running:
             target = f"127.0.0.1:{running.grpc_port}"
             channel = await clients.enter_async_context(grpc.aio.insecure_channel(target))
             http = await clients.enter_async_context(aiohttp.ClientSession())
-            yield Frontend(running.grpc_port, running.http_port, clusters[0], edge, channel, http)
+            yield Frontend(running.grpc_port, running.http_port, clusters[0], channel, http)
 
 
 @pytest.fixture

@@ -36,10 +36,10 @@ async def test_a_removed_key_ends_no_call_and_begins_none(start_frontend, key_fi
         call = frontend.generate(metadata=(("api-key", "old"),))
         await frontend.cluster.draw_begun.wait()
         key_file('[clients.alice]\nkeys = ["old", "new"]')
-        frontend.edge.read_again()
+        await frontend.read_again()
         assert [await ping(frontend, key) for key in ("old", "new")] == [None, None]
         key_file('[clients.alice]\nkeys = ["new"]')
-        frontend.edge.read_again()
+        await frontend.read_again()
         refused = grpc.StatusCode.UNAUTHENTICATED
         assert [await ping(frontend, key) for key in ("old", "new")] == [refused, None]
         frontend.cluster.may_end.set()
@@ -62,7 +62,7 @@ async def test_a_broken_file_keeps_the_old_keys_and_says_what_is_wrong(start_fro
     async with start_frontend(api_keys=None, api_keys_file=path) as frontend:
         key_file('[clients.alice]\nkeys = ["hush hush"]')
         with capture_logs() as lines:
-            frontend.edge.read_again()
+            await frontend.read_again()
         assert await ping(frontend, "old") is None
     problem = f"{path}: clients.alice.keys.1: a key consists of printable ASCII characters without spaces"
     assert [(line["event"], line["why"]) for line in lines] == [

@@ -247,11 +247,15 @@ def test_counters_are_there_before_they_count():
 
 def test_what_this_version_does_not_know_is_other():
     strange = {f"kind {n}": n for n in range(50)}
-    found = samples(of(snapshot(row(state="levitating"), shed={"jobs": 2, **strange})))
+    refused = {"CLIENT_BUSY": 3, "TOO_BEAUTIFUL": 4, "TOO_LATE": 5}
+    told = snapshot(row(state="levitating"), shed={"jobs": 2, **strange}, rejected=refused)
+    found = samples(of(told))
+    assert found["flux_broker_refused_jobs_total", "b", "CLIENT_BUSY"] == 3
+    assert found["flux_broker_refused_jobs_total", "b", "other"] == 9
     assert found["flux_broker_shed_total", "b", "jobs"] == 2
     assert found["flux_broker_shed_total", "b", "other"] == sum(range(50))
     assert found["flux_worker_state", "w", "other"] == 1
-    assert not [key for key in found if "levitating" in key or "kind 7" in key]
+    assert not [key for key in found if {"levitating", "kind 7", "TOO_LATE"} & {*key}]
 
 
 def test_exactly_one_state_is_one():
@@ -320,6 +324,9 @@ def test_two_endpoints_of_one_broker_are_one_broker():
     old, new = snapshot(completed=3), snapshot(completed=4)
     found = samples(of(old, standing=Standing.SILENT, age_s=9.0), of(new, endpoint="tcp://also-b:1"))
     assert found["flux_broker_jobs_total", "b", "completed"] == 4
+    found = samples(of(new, standing=Standing.SILENT), of(old, endpoint="tcp://also-b:1", age_s=9.0))
+    assert found["flux_broker_jobs_total", "b", "completed"] == 4
+    assert found["flux_broker_running_jobs", "b"] == 0, "it is alive, by whichever endpoint"
 
 
 def test_two_brokers_with_one_name_are_told_apart():

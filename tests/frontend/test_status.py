@@ -13,6 +13,7 @@ from frontend import service
 from frontend.brokers import Standing
 from frontend.cluster import BrokerPicture, ServicePicture
 from frontend.status import HostLoad, host_load, metrics_document, metrics_response, service_status
+from proto.codec import decode, encode
 from proto.failures import RefusalReason
 from proto.messages import (
     MAX_FLOAT,
@@ -272,6 +273,14 @@ def test_an_absurd_number_does_not_cost_the_page():
     assert metrics_response(found).in_flight == 2**32 - 1
 
 
+def test_a_reason_of_a_newer_broker_costs_neither_its_snapshot_nor_the_page():
+    told = decode(encode(snapshot(rejected={"TOO_BEAUTIFUL": 4, "CLIENT_BUSY": 3})))
+    found = service_status(ServicePicture(brokers=(broker(told),)))
+    document = json.loads(json.dumps(metrics_document(found, THIS_HOST, grpc_alive=True)))
+    assert document["rejected"] == {"CLIENT_BUSY": 3, "TOO_BEAUTIFUL": 4}
+    assert dict(metrics_response(found).rejected) == document["rejected"]
+
+
 async def test_the_metrics_call_answers_the_picture(frontend):
     frontend.cluster.picture = full_picture()
     answer = await frontend.stub.Metrics(image_gen_pb2.MetricsRequest(), metadata=frontend.key)
@@ -306,14 +315,16 @@ async def test_the_loop_goes_on_while_the_answer_is_made(frontend, monkeypatch):
 # --- Several brokers ---------------------------------------------------------------------------
 
 
-def snapshot(*rows, **counters):
+def snapshot(*rows, epoch=b"1", **counters):
     numbers = dict.fromkeys(("in_flight", "queued", "completed", "failed", "cancelled"), 0)
     return Snapshot(
-        broker_id="b", epoch=bytes(16), echo=1, workers=rows, **{**numbers, "rejected": {}, **counters}
+        broker_id="b", epoch=epoch * 16, echo=1, workers=rows, **{**numbers, "rejected": {}, **counters}
     )
 
 
-def of_two(first, second, *, alive=(True, True), ages=(0.0, 0.0)):
+def of_two(first, second, *, alive=(True, True), ages=(0.0, 0.0), is_one=False):
+    if second is not None and not is_one:
+        second = dataclasses.replace(second, epoch=b"2" * 16)
     brokers = (
         broker(first, broker_id="b1", alive=alive[0], age_s=ages[0]),
         broker(second, broker_id="b2", alive=alive[1], age_s=ages[1], gets_calls=False),
@@ -330,6 +341,20 @@ def test_counters_are_summed():
     assert (found.in_flight, found.queued) == (11, 22)
     assert (found.completed, found.failed, found.cancelled) == (33, 44, 55)
     assert (found.rejected, found.shed) == ({"NO_WORKERS": 4}, {"x": 1})
+
+
+@pytest.mark.parametrize("ages", [(9.0, 0.5), (0.5, 9.0)])
+@pytest.mark.parametrize("alive", [(False, True), (True, False), (False, False)])
+def test_two_endpoints_of_one_broker_are_counted_once_by_its_latest_picture(ages, alive):
+    numbers = {"in_flight": 1, "queued": 2, "failed": 4, "cancelled": 5}
+    told = [
+        snapshot(completed=n, rejected={"NO_WORKERS": n}, shed={"x": n}, **numbers)
+        for n in ((3, 4) if ages[1] < ages[0] else (4, 3))
+    ]
+    found = of_two(*told, alive=alive, ages=ages, is_one=True)
+    assert (found.in_flight, found.queued, found.age_s) == (1, 2, 0.5)
+    assert (found.completed, found.failed, found.cancelled) == (4, 4, 5)
+    assert (found.rejected, found.shed) == ({"NO_WORKERS": 4}, {"x": 4})
 
 
 def test_each_worker_has_one_row_from_the_broker_that_heard_it_last():
@@ -394,8 +419,9 @@ def test_sums_of_absurd_numbers_cost_no_page():
     most = 2**63 - 1
     absurd = readings(1.7e308, 1.7e308, (gpu("g1", 1.7e308), gpu("g2", 1.7e308)))
     rows = (row("w1", "a", taken=absurd), row("w2", "b", taken=absurd))
-    told = snapshot(*rows, completed=most, rejected={RefusalReason.NO_WORKERS: most}, shed={"x": most})
-    brokers = tuple(broker(told, broker_id=f"b{number}") for number in range(3))
+    counted = {"completed": most, "rejected": {RefusalReason.NO_WORKERS: most}, "shed": {"x": most}}
+    told = [snapshot(*rows, epoch=epoch, **counted) for epoch in (b"1", b"2", b"3")]
+    brokers = tuple(broker(each, broker_id=f"b{number}") for number, each in enumerate(told))
     found = service_status(ServicePicture(brokers=brokers))
     text = json.dumps(metrics_document(found, THIS_HOST, grpc_alive=True), allow_nan=False)
     assert json.loads(text)["ram_used_mb"] == MAX_FLOAT

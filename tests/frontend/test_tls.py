@@ -157,7 +157,7 @@ async def test_a_new_certificate_is_for_new_connections_and_drops_no_call(
         await frontend.cluster.draw_begun.wait()
         files.write(*second.issue())
         assert await ping(frontend.grpc_port, first) == "Pong", "nothing was read again yet"
-        frontend.edge.read_again()
+        await frontend.read_again()
         assert await ping(frontend.grpc_port, second) == "Pong"
         assert await ping(frontend.grpc_port, first) is NO_CONNECTION
         frontend.cluster.may_end.set()
@@ -183,7 +183,7 @@ async def test_the_authority_of_clients_changes_too(start_frontend, files, first
         mine = of_clients.issue("client.example")
         assert await ping(frontend.grpc_port, first, mine) is NO_CONNECTION
         files.require_clients_of(of_clients)
-        frontend.edge.read_again()
+        await frontend.read_again()
         assert await ping(frontend.grpc_port, first, mine) == "Pong"
 
 
@@ -191,7 +191,7 @@ async def test_a_broken_certificate_changes_nothing_and_is_said(start_frontend, 
     async with start_frontend(**files.settings) as frontend:
         files.private_key.write_bytes(second.issue()[1])
         with capture_logs() as lines:
-            frontend.edge.read_again()
+            await frontend.read_again()
         assert [(line["event"], line["why"]) for line in lines] == [
             (
                 "files not read again, what was there stays",
@@ -230,7 +230,7 @@ async def test_https_has_the_same_certificate_and_needs_none_of_clients(
         with pytest.raises(aiohttp.ClientError):
             await frontend.get("/healthz")
         files.write(*second.issue())
-        frontend.edge.read_again()
+        await frontend.read_again()
         assert await https_get(frontend.http_port, "/metrics", second) == 200
         with pytest.raises(aiohttp.ClientError):
             await https_get(frontend.http_port, "/metrics", first)

@@ -31,7 +31,7 @@ from gpu_worker.preload_request import PreloadRequest
 from gpu_worker.receipt import DESCRIPTION, ReceiptWriter
 from gpu_worker.settings import WorkerSettings
 from proto.codec import decode, encode
-from proto.configuration import ComponentSettings, load_settings
+from proto.configuration import Settings, load_settings
 from proto.endpoints import BrokerEndpoints, ListenEndpoint
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.messages import ImageParameters, ModelCard
@@ -39,7 +39,7 @@ from proto.service_manager import ServiceManager
 
 # --- Settings ------------------------------------------------------------------------------------
 
-SETTINGS: Final[tuple[type[ComponentSettings], ...]] = (
+SETTINGS: Final[tuple[type[Settings], ...]] = (
     BrokerSettings,
     FrontendSettings,
     WorkerSettings,

@@ -14,6 +14,7 @@ from gpu.back_to_back import measure_pause
 from gpu.bench import run_offline
 from gpu.measure import allocated, synchronize
 
+from gpu_worker.engines.devices import free_memory
 from gpu_worker.engines.engine import EngineJob, OutOfDeviceMemory
 from gpu_worker.engines.flux import FluxEngine
 from gpu_worker.memory_plan import CONTEXT_BYTES, GPU_ALLOWANCE_BYTES, MemoryPlan
@@ -83,7 +84,8 @@ def test_a_full_card_is_a_failure_of_this_job_alone(folders: tuple[Path, Path], 
     with filled(cuda, 200 * MIB), pytest.raises(OutOfDeviceMemory):
         draw(engine, 1024)
     assert (draw(engine, 1024) == before).all()
-    engine.unload()
+    del engine
+    free_memory(torch.device(cuda))
     synchronize(torch.device(cuda))
     assert allocated(torch.device(cuda), torch.cuda.memory_allocated) < 100 * MIB
 

@@ -4,7 +4,7 @@ import asyncio
 import io
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,10 @@ def load(folder: Path) -> tuple[FluxEngine, ModelCard]:
 
 
 @pytest.fixture(scope="module")
-def engine(embedded_folder: Path) -> Iterator[FluxEngine]:
+def engine(embedded_folder: Path) -> FluxEngine:
     loaded, _ = load(embedded_folder)
     loaded.warm_up()
-    yield loaded
-    loaded.unload()
+    return loaded
 
 
 def pipeline_of(engine: FluxEngine) -> Any:

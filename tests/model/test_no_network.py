@@ -44,5 +44,4 @@ def test_loading_and_drawing_stay_offline(embedded_folder: Path, attempts: list[
     engine = FluxEngine(embedded_folder, device="cpu", threads=1)
     engine.load(lambda _what, _percent: None)
     engine.warm_up()
-    engine.unload()
     assert attempts == []

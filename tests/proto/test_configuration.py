@@ -18,6 +18,7 @@ class ExampleSettings(ComponentSettings):
     model_config = SettingsConfigDict(env_prefix="FLUX_EXAMPLE_")
 
     queue_limit: int = Field(3, ge=0, le=10, description="jobs that may wait [jobs]")
+    loud: bool = Field(False, description="whether it makes a noise")
     colour: Literal["red", "green"] = Field("red", description="colour of the example")
     password: Annotated[SecretStr, Field(min_length=4)] = Field(
         SecretStr("unset"), validation_alias="the_password", description="what nobody may see"
@@ -48,7 +49,7 @@ def complaint(capsys, *argv: str) -> list[str]:
 
 def test_nothing_needs_to_be_set():
     settings = load()
-    assert (settings.queue_limit, settings.log_level, settings.log_prompts) == (3, "info", False)
+    assert (settings.queue_limit, settings.log_level, settings.loud) == (3, "info", False)
     assert settings.timing == Timing()
 
 
@@ -60,10 +61,10 @@ def test_the_environment_sets_and_the_command_line_wins(environment):
 
 
 def test_switches(environment):
-    assert load("--log-prompts").log_prompts
-    environment["FLUX_EXAMPLE_LOG_PROMPTS"] = "true"
-    assert load().log_prompts
-    assert not load("--no-log-prompts").log_prompts
+    assert load("--loud").loud
+    environment["FLUX_EXAMPLE_LOUD"] = "true"
+    assert load().loud
+    assert not load("--no-loud").loud
 
 
 def test_the_time_scale_is_one_for_all_limits():

@@ -201,7 +201,7 @@ snapshots = st.builds(
     completed=counts,
     failed=counts,
     cancelled=counts,
-    rejected=st.dictionaries(st.sampled_from(RefusalReason), counts),
+    rejected=st.dictionaries(names, counts, max_size=20),
     workers=some(st.builds(m.WorkerRow, report=worker_reports, state=names, report_age_ms=milliseconds)),
     queue_wait_s=optional(distributions),
     step_s=optional(distributions),
