@@ -1,6 +1,7 @@
 """Many seeds, in as many processes as there are processors."""
 
 import multiprocessing
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -66,7 +67,11 @@ def run_many(
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                tally.add(future.result())
+                batch = future.result()
+                tally.add(batch)
+                for broken in batch.broken:  # The end may be hours away.
+                    told = f"seed {broken.seed}: {broken.broken}: {broken.detail}"
+                    print(told, file=sys.stderr, flush=True)
             is_over = (end is not None and time.monotonic() >= end) or (tally.broken and not keep_going)
             if not is_over:
                 running |= {
