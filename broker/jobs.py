@@ -265,6 +265,11 @@ class JobTable:
     def __len__(self) -> int:
         return len(self.jobs)
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a worker."""
+        return len(self.turns) + len(self.returned)
+
     def get(self, job_id: bytes) -> Job | None:
         return self.jobs.get(job_id)
 
