@@ -27,7 +27,7 @@ _IMAGE_LOST: Final = JobFailed(code=FailureCode.WORKER_LOST, detail="the image w
 
 
 class JobLife:
-    """The only one that changes the state of a job."""
+    """With its `Adoption` the only one that brings a job from one state to another."""
 
     def __init__(self, state: BrokerState) -> None:
         self._state = state

@@ -265,6 +265,11 @@ class JobTable:
     def __len__(self) -> int:
         return len(self.jobs)
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a worker."""
+        return len(self.turns) + len(self.returned)
+
     def get(self, job_id: bytes) -> Job | None:
         return self.jobs.get(job_id)
 
@@ -288,7 +293,7 @@ class JobTable:
             self.exhausted[job.job_id] = job
 
     def change(self, job: Job, state: State) -> None:
-        """The only way to change a job's state."""
+        """The only way from one state to another; `Job.pardon` only moves a time within one."""
         self._unfile(job, has_begun=isinstance(state, Dispatched))
         job.state = state
         self._file(job)

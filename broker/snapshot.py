@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
 
-from broker.jobs import Dispatched, JobTable
+from broker.jobs import JobTable
 from broker.workers import LostWorker, Worker, WorkerTable
 from proto.failures import RefusalReason
 from proto.histogram import Histogram
@@ -56,8 +56,8 @@ def snapshot(
         broker_id=broker_id,
         epoch=epoch,
         echo=echo,
-        in_flight=sum(isinstance(job.state, Dispatched) for job in jobs),
-        queued=sum(job.is_waiting for job in jobs),
+        in_flight=len(jobs.dispatched),
+        queued=jobs.waiting,
         completed=counters.completed,
         failed=counters.failed,
         cancelled=counters.cancelled,

@@ -11,7 +11,7 @@ from proto.notes import Note
 class SendToBroker:
     """Send if the connection takes it now; otherwise drop it, for a later report repairs everything."""
 
-    broker: int = 0
+    broker: int
     """Which one, as in `FromBroker`."""
     message: ToBrokerFromFrontend
 
@@ -20,7 +20,7 @@ class SendToBroker:
 class ReconnectToBroker:
     """Close the socket with all that is queued in it, and open a fresh one."""
 
-    broker: int = 0
+    broker: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class EndJob:
 class SnapshotArrived:
     """A broker's answer to the last `SnapshotWanted`."""
 
-    broker: int = 0
+    broker: int
     snapshot: Snapshot
 
 

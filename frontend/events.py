@@ -39,7 +39,7 @@ class WaiterLeft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FromBroker:
-    broker: int = 0
+    broker: int
     """Which of the brokers that it is connected to, by their order in the settings."""
     message: ToFrontend
 

@@ -11,7 +11,7 @@ from proto.notes import Note
 class SendToBroker:
     """Send if the connection takes it now; otherwise drop it, for a later report repairs everything."""
 
-    broker: int = 0
+    broker: int
     """Which one, as in `FromBroker`."""
     message: ToBrokerFromWorker
 
@@ -20,7 +20,7 @@ class SendToBroker:
 class ReconnectToBroker:
     """Close the socket with all that is queued in it, and open a fresh one."""
 
-    broker: int = 0
+    broker: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

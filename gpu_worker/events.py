@@ -8,7 +8,7 @@ from proto.messages import Body, JobPhase, ModelCard, Readings, ToWorker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FromBroker:
-    broker: int = 0
+    broker: int
     """Which of the brokers that it is connected to, by their order in the settings."""
     message: ToWorker
 

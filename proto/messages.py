@@ -21,7 +21,7 @@ MAX_SNAPSHOT_BYTES: Final = 4 * 1024 * 1024
 MAX_KEY_JOBS: Final = 1000
 """Active jobs that one API key may have at most."""
 MAX_LISTED: Final = 4096
-"""Entries in any list of a message; what exceeds it is reported with a later heartbeat."""
+"""Entries in any list of a message: a longer one is malformed."""
 MAX_TRACESTATE_CHARACTERS: Final = 512
 """What W3C Trace Context asks everybody to pass on."""
 MAX_BUCKETS: Final = 64

@@ -12,7 +12,10 @@ _reload_callbacks: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, list[Calla
 
 
 def on_end_signals(callback: Callable[[str], None]) -> None:
-    """Call back with the name of the first SIGTERM or SIGINT; the next one ends the process at once."""
+    """Call back with the name of the first SIGTERM or SIGINT; the next one ends the process at once.
+
+    Those that come before the loop has got to the first one are called back with, too.
+    """
     loop = asyncio.get_running_loop()
     end_signals = (signal.SIGTERM, signal.SIGINT)
 

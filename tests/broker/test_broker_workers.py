@@ -1,10 +1,13 @@
 """Workers as the broker sees them: registration, views, silence, loss (PROTOCOL.md §4)."""
 
 import pytest
+from samples.broker_driver import Driver
 from samples.wire import EPOCH, READINGS, held, identifier, leave, running, snapshot_request, worker_report
 
 from broker.actions import SendToWorker
 from broker.events import FromFrontend, FromWorker
+from broker.jobs import JobTable
+from broker.status_text import status_text
 from broker.workers import MAX_FENCED, Idle, Running
 from proto.failures import FailureCode, RefusalReason
 from proto.messages import FrontendView, JobState, Outcome, Refuse, Snapshot, WorkerPhase, WorkerView
@@ -269,6 +272,21 @@ def test_the_snapshot_shows_what_the_broker_knows(broker):
     assert {name: row.state for name, row in rows.items()} == {"worker": "busy", "loads": "loading"}
     assert rows["worker"].report_age_ms == 500
     assert rows["worker"].report.held == ()
+
+
+@pytest.mark.parametrize(("is_lost", "counts"), [(False, (1, 2)), (True, (0, 3))])
+def test_jobs_are_counted_without_a_look_at_each(monkeypatch, is_lost, counts):
+    broker = Driver(queue_limit=5)
+    broker.worker()
+    broker.frontend()
+    for number in range(3):
+        broker.submit(f"job {number}", key=f"key {number}")
+    if is_lost:
+        broker.leaves("worker")
+    monkeypatch.setattr(JobTable, "__iter__", None)
+    (asked,) = broker.core.handle(FromFrontend(route=b"asks", message=snapshot_request(1)), broker.now)
+    assert (asked.message.in_flight, asked.message.queued) == counts
+    assert status_text(broker.core.state).endswith("{} running, {} waiting".format(*counts))
 
 
 def test_the_counters_count_each_job_once(broker):

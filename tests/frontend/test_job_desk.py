@@ -427,7 +427,7 @@ def test_a_snapshot_is_asked_for_and_handed_on(desk):
         rejected={},
     )
     desk.heard(snapshot)
-    assert desk.actions == [SnapshotArrived(snapshot=snapshot)]
+    assert desk.actions == [SnapshotArrived(broker=0, snapshot=snapshot)]
 
 
 # --- Anything in any order ---------------------------------------------------------------------

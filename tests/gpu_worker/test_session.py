@@ -51,6 +51,7 @@ def test_it_begins_with_its_engine_and_a_report(worker):
     assert worker.deeds() == [
         StartEngine(child=1),
         SendToBroker(
+            broker=0,
             message=WorkerReport(
                 worker_id="worker",
                 incarnation=INCARNATION,
@@ -58,7 +59,7 @@ def test_it_begins_with_its_engine_and_a_report(worker):
                 host="host",
                 phase=WorkerPhase.LOADING,
                 activity="starting",
-            )
+            ),
         ),
     ]
 
@@ -155,7 +156,7 @@ def test_a_start_is_a_word_of_the_broker_as_well(ready):
 
 def test_a_broker_of_another_version_is_tried_again_and_again(ready):
     refuse = Refuse(reason=RefusalReason.VERSION_MISMATCH, detail="this broker speaks version 9")
-    ready.tell(FromBroker(message=refuse))
+    ready.tell(FromBroker(broker=0, message=refuse))
     assert ready.deeds() == []
     ready.after(1.5, answered=False)
     assert ready.reports()
@@ -584,7 +585,7 @@ def test_a_draining_worker_starts_no_engine(busy):
 def test_a_superseded_worker_ends_and_says_what_to_do(ready):
     detail = "another worker has registered as 'worker', or this one had left"
     refuse = Refuse(reason=RefusalReason.SUPERSEDED, detail=detail)
-    ready.tell(FromBroker(message=refuse))
+    ready.tell(FromBroker(broker=0, message=refuse))
     over = ready.exit()
     assert over.code != 0
     assert "another worker" in over.reason
@@ -601,14 +602,14 @@ def test_when_it_is_over_it_does_nothing_more(worker, how):
             worker.exited()
             worker.exited(child=2)
             worker.now += 10.0
-            worker.tell(FromBroker(message=Refuse(reason=RefusalReason.SUPERSEDED)))
+            worker.tell(FromBroker(broker=0, message=Refuse(reason=RefusalReason.SUPERSEDED)))
         case "drained":
             worker.drain()
         case "hopeless":
             worker.exited("no such folder", hopeless=True)
     assert worker.deeds()[-1] is worker.exit(), "the last thing that it does"
     worker.now += 1000.0
-    for event in (TimerFired(), FromBroker(message=Refuse(reason=RefusalReason.SUPERSEDED))):
+    for event in (TimerFired(), FromBroker(broker=0, message=Refuse(reason=RefusalReason.SUPERSEDED))):
         assert worker.tell(event) == []
     assert worker.start() == []
     assert worker.session.next_deadline() is None

@@ -188,7 +188,7 @@ class SessionMachine(RuleBasedStateMachine):
             epoch=EPOCHS[epoch],
             incarnation=identifier("stranger") if wrong else INCARNATION,
         )
-        self.tell(FromBroker(message=message))
+        self.tell(FromBroker(broker=0, message=message))
         if self.worker.actions and not self.is_over:
             begun, refused = len(self.worker.of(RunJob)), len(self.worker.sent(Refuse))
             assert begun + refused == (0 if known else 1), "begun or refused, and nothing else"
@@ -224,7 +224,7 @@ class SessionMachine(RuleBasedStateMachine):
         dropped = set(lists["release"]) - set(lists["cancel"])
         self.encoding = [each for each in self.encoding if each not in dropped]
         view = worker_view(epoch=EPOCHS[epoch], heartbeat_interval_ms=interval_ms, **lists)
-        self.tell(FromBroker(message=view))
+        self.tell(FromBroker(broker=0, message=view))
         for execution_id in lists["release"]:
             assert self.is_over or execution_id not in self.worker.session.held
         for execution_id in lists["cancel"]:
@@ -237,21 +237,21 @@ class SessionMachine(RuleBasedStateMachine):
         is_held = execution_id in self.worker.session.held
         if what == "keep":
             self.kept.add(execution_id)
-        self.tell(FromBroker(message=worker_view(**{what: (execution_id,)})))
+        self.tell(FromBroker(broker=0, message=worker_view(**{what: (execution_id,)})))
         if what == "resend" and not self.is_over:
             assert [outcome.execution_id for outcome in self.worker.sent(Outcome)] == [execution_id] * is_held
 
     @rule(reason=st.sampled_from(RefusalReason), sure=very_rarely)
     def refused(self, reason, sure) -> None:
         if sure:
-            self.tell(FromBroker(message=Refuse(reason=reason, detail="no")))
+            self.tell(FromBroker(broker=0, message=Refuse(reason=reason, detail="no")))
             assert self.is_over or reason is not RefusalReason.SUPERSEDED
 
     # --- The engine ----------------------------------------------------------------------------
 
     def _brings_up_an_engine(self) -> None:
         """After whatever pause it needs."""
-        self.tell(FromBroker(message=worker_view()))
+        self.tell(FromBroker(broker=0, message=worker_view()))
         if not self.child:
             self.time_passes(max(BACKOFF_MAX_S, self.quarantined_until - self.worker.now))
         if self.child and not self.was_ready:
