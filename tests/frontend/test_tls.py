@@ -172,7 +172,7 @@ async def test_a_new_key_may_be_of_another_type(start_frontend, files, first, se
     async with start_frontend(**files.settings) as frontend:
         assert await ping(frontend.grpc_port, first) == "Pong"
         files.write(*second.issue(key_type=after))
-        frontend.edge.read_again()
+        await frontend.read_again()
         assert await ping(frontend.grpc_port, second) == "Pong"
         assert await ping(frontend.grpc_port, first) is NO_CONNECTION
 
@@ -246,7 +246,7 @@ async def test_https_serves_a_new_key_of_another_type_alone(
     async with start_frontend(**files.settings, http_tls=True) as frontend:
         assert await https_get(frontend.http_port, "/metrics", first, name=name, version=version) == 200
         files.write(*second.issue(key_type=after))
-        frontend.edge.read_again()
+        await frontend.read_again()
         assert await https_get(frontend.http_port, "/metrics", second, name=name, version=version) == 200
         with pytest.raises(aiohttp.ClientError):
             await https_get(frontend.http_port, "/metrics", first, name=name, version=version)
@@ -255,7 +255,7 @@ async def test_https_serves_a_new_key_of_another_type_alone(
 async def test_https_goes_on_with_what_it_had_beside_a_broken_key(start_frontend, files, first, second):
     async with start_frontend(**files.settings, http_tls=True) as frontend:
         files.private_key.write_bytes(second.issue()[1])
-        frontend.edge.read_again()
+        await frontend.read_again()
         assert await https_get(frontend.http_port, "/metrics", first) == 200
 
 
