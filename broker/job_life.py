@@ -162,7 +162,7 @@ class JobLife:
         job.last_failure = failure
         waits_from = max(now, self._state.rebuilt_at)
         give_up_at = waits_from + self._state.timing.retry_wait_s
-        self._state.jobs.change(job, Returned(now, give_up_at, failure))
+        self._state.jobs.change(job, Returned(give_up_at, failure))
 
     def _own_outcome(self, job: Job, failure: JobFailed) -> Outcome:
         return Outcome(

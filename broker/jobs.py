@@ -50,7 +50,6 @@ class Returned:
     It goes before all `Queued` ones, and waits no longer than `give_up_at`.
     """
 
-    since: float
     give_up_at: float
     failure: JobFailed
 

@@ -139,9 +139,9 @@ MUTANTS: Final = [
         "queue limit applied to retries",
         (
             "broker/job_life.py",
-            "        self._state.jobs.change(job, Returned(now, give_up_at, failure))\n",
+            "        self._state.jobs.change(job, Returned(give_up_at, failure))\n",
             (
-                "        self._state.jobs.change(job, Returned(now, give_up_at, failure))\n"
+                "        self._state.jobs.change(job, Returned(give_up_at, failure))\n"
                 "        if len(self._state.jobs.returned) > self._state.queue_limit:\n"
                 "            self.fail(job, self._own_outcome(job, failure), now)\n"
             ),

@@ -187,9 +187,12 @@ class DispatchRules:
             listed.add(execution_id)
             known_since = self._ledger.executions[execution_id].reported_to
             known_since.setdefault(broker.epoch, self._ledger.world.now)
+        beside = None if offer is None else offer.beside
         for execution in self._sent_to.get(report.incarnation, ()):
             if execution.execution_id not in listed:
                 self._came_to_nothing(broker, execution)
+            if execution.execution_id not in running and execution is not beside:
+                execution.reported_to.pop(broker.epoch, None)
 
     def _open_offer(self, broker: "BrokerActor", report: WorkerReport) -> Offer | None:
         """A START that this report may have crossed, as it knows nothing of it.
@@ -227,6 +230,7 @@ class DispatchRules:
             self._crashes_of[(broker.epoch, execution.claim.job_id)] += 1
         self._close_offer(broker, execution)
         self._came_to_nothing(broker, execution)
+        execution.reported_to.pop(broker.epoch, None)
 
     def refused(self, broker: "BrokerActor", execution_id: bytes) -> None:
         execution = self._ledger.executions[execution_id]
@@ -245,6 +249,7 @@ class DispatchRules:
                 if execution.worker.name == worker_id:
                     self._offers.pop((broker.epoch, execution.worker.incarnation), None)
                     self._came_to_nothing(broker, execution)
+                    execution.reported_to.pop(broker.epoch, None)
 
     def _came_to_nothing(self, broker: "BrokerActor", execution: Execution) -> None:
         if execution.current_for == broker.epoch:

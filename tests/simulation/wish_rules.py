@@ -147,8 +147,16 @@ class WishRules:
             raise ledger.breaks(WANTED, f"{detail}, and {ledger.short(waiters[0].job_id)} waits")
 
     def _check_detached(self, broker: "BrokerActor", execution: Execution) -> None:
-        """By one that knows of it. What others cannot know yet they want to end in vain."""
-        if broker.epoch in execution.detached_at and not self._ledger.rivals(execution):
+        """By one that knows of it. What others cannot know yet they want to end in vain.
+
+        Nor by one that counts on another of the same call, of whose end it has not heard (PROTOCOL.md §7).
+        """
+        counts_on_another = any(
+            other is not execution and broker.epoch in other.owners and broker.epoch in other.reported_to
+            for other in self._ledger.alike[execution.identity]
+        )
+        is_known = broker.epoch in execution.detached_at and not self._ledger.rivals(execution)
+        if is_known and not counts_on_another:
             raise self._ledger.breaks(DETACHED, f"{self._ledger.short(execution.execution_id)} is cancelled")
 
     def _check_grace(self, broker: "BrokerActor", execution: Execution) -> None:
