@@ -86,8 +86,12 @@ class Call:
     """When it was submitted to another broker than before."""
     left_at: dict[int, float] = field(default_factory=dict)
     """By broker: when it went from there to another one, the last time."""
+    was_taken_at: dict[int, float] = field(default_factory=dict)
+    """Of these, those that had taken it, and since when its frontend knew."""
     taken_at: float | None = None
-    """When its frontend first saw that the broker that it is at has taken it."""
+    """When its frontend first saw that this life of the broker that it is at has taken it."""
+    taken_by: bytes = b""
+    """The epoch of that life."""
     deaf_since: float | None = None
     """Since when the broker that it is at has certainly said nothing."""
     attempts: int = 0

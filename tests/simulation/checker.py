@@ -121,8 +121,8 @@ class Checker:
                 continue
             if call.at != broker_index:
                 continue  # Late words of one that it has left: its frontend does not listen to them.
-            if call.taken_at is None:
-                call.taken_at = self._ledger.world.now
+            if call.taken_at is None or call.taken_by != message.epoch:
+                call.taken_at, call.taken_by = self._ledger.world.now, message.epoch
             if call.accepted_at is None:
                 call.accepted_at, call.accepted_by = self._ledger.world.now, message.epoch
                 self._note_taken_over(call, status)

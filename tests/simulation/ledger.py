@@ -156,6 +156,9 @@ class Ledger:
         if before is None or before == broker_index:
             return False
         call.left_at[before] = self.world.now
+        call.was_taken_at.pop(before, None)
+        if call.taken_at is not None:
+            call.was_taken_at[before] = call.taken_at
         call.admitted_by.clear()
         call.moved_at, call.taken_at, call.passed_on, call.deaf_since = self.world.now, None, False, None
         return True
@@ -213,10 +216,10 @@ class Ledger:
 
     def _has_just_left(self, broker: "BrokerActor", call: Call) -> bool:
         """The one that it went to has not had the time to want its execution."""
+        taken_at = call.was_taken_at.get(broker.index)
         left_at = call.left_at.get(broker.index, -1.0)
-        is_accepted = call.accepted_at is not None and left_at - call.accepted_at > 1.0
         is_lately = self.world.now - left_at < MARGIN * self.world.timing.rebuild_s
-        return is_accepted and is_lately and broker.born_at < left_at
+        return is_lately and taken_at is not None and broker.born_at < taken_at < left_at - 1.0
 
     def _is_taken(self, broker: "BrokerActor", call: Call) -> bool:
         """This life of its broker knows that it was told."""
