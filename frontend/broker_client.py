@@ -67,7 +67,6 @@ class BrokerClient:
         self._pictures_wanted: asyncio.Future[None] | None = None
         self._unanswered: set[int] = set()
         """Brokers that were asked for a picture, and are waited for."""
-        """From the broker, of a kind that goes to no frontend."""
         self._told_ready = False
         self._is_closed = False
         self._readiness_timer: asyncio.TimerHandle | None = None
