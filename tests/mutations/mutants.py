@@ -394,7 +394,7 @@ MUTANTS: Final = [
             "        self._judge(begun.values(), now)\n        self._state.is_rebuilt = True\n",
             "        self._state.is_rebuilt = True\n        self._judge(begun.values(), now)\n",
         ),
-        first=41038,
+        first=41330,
     ),
     mutant(
         "a view counts that a START has overtaken",

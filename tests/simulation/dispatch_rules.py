@@ -57,6 +57,8 @@ class DispatchRules:
         """By job: executions beyond the limit, those that nobody was left to know of."""
         self._crashes_of: Counter[tuple[bytes, bytes]] = Counter()
         """By epoch and job: what this broker was told."""
+        self._given_up: set[bytes] = set()
+        """Outcomes that brokers have made themselves: such a one may be passed on again much later."""
 
     # --- START ---------------------------------------------------------------------------------
 
@@ -269,7 +271,8 @@ class DispatchRules:
             self._check_fence(broker, execution)
         elif execution is not None:
             self._check_failure_fence(broker, execution)
-        elif execution is None and outcome.failure is not None:
+        elif outcome.failure is not None and outcome.execution_id not in self._given_up:
+            self._given_up.add(outcome.execution_id)
             self._check_given_up(broker, call, outcome, outcome.failure.code)
 
     def _check_fence(self, broker: "BrokerActor", execution: Execution) -> None:
