@@ -1,6 +1,7 @@
 """What workers say, and what it means for them and their jobs."""
 
 import dataclasses
+from enum import Enum, auto
 from typing import Final, assert_never
 
 from broker.job_life import JobLife
@@ -12,6 +13,16 @@ from proto.messages import HeldOutcome, JobFailed, Leave, Outcome, Refuse, ToBro
 
 _STOPPED_IN_VAIN: Final = JobFailed(code=FailureCode.WORKER_LOST, detail="stopped for another call")
 STOPPED: Final = frozenset({FailureCode.CANCELLED, FailureCode.DEADLINE_EXCEEDED})
+
+
+class _Verdict(Enum):
+    """On a report of a process whose `worker_id` belongs to a younger one, as it seems, or that has left."""
+
+    ENDS = auto()
+    WAITS = auto()
+    """It is not heard yet, as the younger one may be gone."""
+    RETURNS = auto()
+    """It takes the name back."""
 
 
 class WorkerSide:
@@ -37,10 +48,14 @@ class WorkerSide:
 
     def _worker_reported(self, route: bytes, report: WorkerReport, now: float) -> None:
         if report.incarnation in self._state.workers.fenced or self._is_elder(report, now):
-            self._state.workers.fence(report.incarnation)
-            detail = f"another worker has registered as {report.worker_id!r}, or this one had left"
-            self._state.send_worker(route, Refuse(reason=RefusalReason.SUPERSEDED, detail=detail))
-            return
+            match self._verdict_on_elder(report):
+                case _Verdict.ENDS:
+                    self._supersede(route, report)
+                    return
+                case _Verdict.WAITS:
+                    return
+                case _Verdict.RETURNS:
+                    self._state.workers.fenced.pop(report.incarnation, None)
         worker = self._state.workers.of_incarnation(report.worker_id, report.incarnation)
         if worker is None and self._is_full(report):
             self._state.shed("workers")
@@ -68,6 +83,24 @@ class WorkerSide:
         if present is None or present.incarnation == report.incarnation:
             return False
         return born_at(report, now) < present.born_at
+
+    def _verdict_on_elder(self, report: WorkerReport) -> "_Verdict":
+        """Whatever has lain in a socket, perhaps of a process that is gone, looks as young as it came late.
+
+        So the younger one must have reported for a heartbeat before the elder is told to end.
+        """
+        present = self._state.workers.registered.get(report.worker_id)
+        has_left = self._state.workers.fenced.get(report.incarnation, False)
+        timing = self._state.timing
+        if present is None or has_left or present.reported_for_s >= timing.heartbeat_interval_s:
+            return _Verdict.ENDS
+        is_silent = self._state.silence_at - present.heard_at >= timing.probe_after_s
+        return _Verdict.RETURNS if is_silent else _Verdict.WAITS
+
+    def _supersede(self, route: bytes, report: WorkerReport) -> None:
+        self._state.workers.fence(report.incarnation)
+        detail = f"another worker has registered as {report.worker_id!r}, or this one had left"
+        self._state.send_worker(route, Refuse(reason=RefusalReason.SUPERSEDED, detail=detail))
 
     def _register(self, route: bytes, report: WorkerReport, now: float) -> Worker:
         earlier = self._state.workers.registered.get(report.worker_id)
@@ -228,7 +261,7 @@ class WorkerSide:
         worker = self._state.workers.by_incarnation(leave.incarnation)
         if worker is not None:
             self._give_up_worker(worker, f"left: {leave.reason}", now)
-            self._state.workers.fence(worker.incarnation)
+            self._state.workers.fence(worker.incarnation, has_left=True)
             self._state.workers.remove(worker)
             self._state.note("worker left", worker_id=worker.worker_id, reason=leave.reason)
 

@@ -81,10 +81,13 @@ class Worker:
     """When a message to it could not be routed; None once it was heard again."""
     unwanted_since: dict[bytes, float] = field(default_factory=dict)
     """By execution that its report lists: since when no other broker has wanted it."""
+    registered_at: float = field(init=False)
+    reported_at: float = field(init=False)
     born_at: float = field(init=False)
     """When its process began, at the latest: a report that was under way for long makes it look younger."""
 
     def __post_init__(self) -> None:
+        self.registered_at = self.reported_at = self.heard_at
         self.born_at = born_at(self.report, self.heard_at)
         self._read(self.report)
 
@@ -92,6 +95,7 @@ class Worker:
         """Its latest word."""
         self.report, self.route, self.seq = report, route, report.seq
         self.heard_at, self.unreachable_since = now, None
+        self.reported_at = now
         self.born_at = min(self.born_at, born_at(report, now))
         self._read(report)
 
@@ -160,6 +164,10 @@ class Worker:
             and self.slot.execution_id == running.execution_id
         )
         return running if is_in_slot else None
+
+    @property
+    def reported_for_s(self) -> float:
+        return self.reported_at - self.registered_at
 
     @property
     def has_engine(self) -> bool:
@@ -266,8 +274,8 @@ class WorkerTable:
     """One that was not heard for so long does not serve."""
     registered: dict[str, Worker] = field(default_factory=dict)
     lost: dict[str, LostWorker] = field(default_factory=dict)
-    fenced: dict[bytes, None] = field(default_factory=dict)
-    """Incarnations that were superseded or have left, oldest first."""
+    fenced: dict[bytes, bool] = field(default_factory=dict)
+    """Incarnations that were superseded, and (True) those that have left, oldest first."""
     serving: dict[str, Worker] = field(default_factory=dict)
     """With a loaded model, idle or busy, that can be heard."""
     idle: IdleWorkers = field(default_factory=IdleWorkers)
@@ -405,8 +413,8 @@ class WorkerTable:
         self._name(worker, frozenset())
         self._vacate(worker)
 
-    def fence(self, incarnation: bytes) -> None:
-        self.fenced[incarnation] = None
+    def fence(self, incarnation: bytes, *, has_left: bool = False) -> None:
+        self.fenced[incarnation] = has_left or self.fenced.get(incarnation, False)
         while len(self.fenced) > MAX_FENCED:
             del self.fenced[next(iter(self.fenced))]
 

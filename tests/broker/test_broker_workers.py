@@ -98,8 +98,12 @@ def test_a_new_incarnation_supersedes_the_old_one_at_once(broker):
     assert broker.job().attempts == 2
 
 
-def test_the_superseded_incarnation_is_refused_and_stays_so(broker):
+def test_the_superseded_incarnation_is_refused_once_the_other_has_reported_for_a_heartbeat(broker):
     broker.worker()
+    broker.worker(life=2)
+    broker.worker(life=1)
+    assert (broker.to_worker(Refuse), broker.to_worker(WorkerView)) == ([], [])
+    broker.after(1.0)
     broker.worker(life=2)
     for _ in range(2):
         broker.worker(life=1)
@@ -109,6 +113,30 @@ def test_the_superseded_incarnation_is_refused_and_stays_so(broker):
         assert broker.to_worker(WorkerView) == []
     (worker,) = broker.core.state.workers
     assert worker.incarnation == identifier("worker 2")
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_what_lay_in_a_socket_of_a_process_that_is_gone_ends_no_living_one(broker, first):
+    """The broker stood still while process 1 came and went, and process 2 came: late words look young."""
+    for life in (first, 3 - first):
+        broker.worker(life=life, age_ms=500 if life == 1 else 5_000)
+    for _ in range(8):
+        broker.after(0.25)
+        broker.worker(life=2, age_ms=round(5_000 + 1000 * (broker.now - 100.0)))
+        assert broker.to_worker(Refuse) == []
+    broker.worker(life=1, age_ms=2_500)  # Its last word.
+    (worker,) = broker.core.state.workers
+    assert worker.incarnation == identifier("worker 2")
+
+
+def test_who_has_left_does_not_come_back(broker):
+    broker.worker()
+    broker.leaves("worker")
+    broker.worker(life=2)
+    broker.after(1.6)
+    broker.worker(life=1)
+    (refuse,) = broker.to_worker(Refuse)
+    assert refuse.reason is RefusalReason.SUPERSEDED
 
 
 def test_the_fence_is_bounded(broker):

@@ -337,7 +337,9 @@ def test_its_standing_still_makes_no_worker_younger(broker):
     assert broker.to_worker(Refuse) == []
     (worker,) = broker.core.state.workers
     assert worker.incarnation == identifier("worker 2")
-    broker.worker(life=1, age_ms=90_500)
+    broker.after(1.0)
+    broker.worker(life=2, age_ms=30_000)
+    broker.worker(life=1, age_ms=91_500)
     assert broker.to_worker(Refuse)[0].reason is RefusalReason.SUPERSEDED
 
 
