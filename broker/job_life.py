@@ -334,7 +334,7 @@ class JobLife:
                 | Delivering(worker_id=worker_id, execution_id=execution_id)
             ):
                 if job.has_moved:
-                    self._state.disown(execution_id, worker_id)
+                    self._state.let_go(execution_id, worker_id)
                 worker = self._state.workers.registered.get(worker_id)
                 if worker is not None:
                     self._state.send_worker_view(worker)

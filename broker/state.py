@@ -162,9 +162,13 @@ class BrokerState:
         job.executions.append(execution_id)
         self._wish_maker.own(execution_id)
 
-    def disown(self, execution_id: bytes, worker_id: str) -> None:
-        """Its call has moved to another broker: it is left alone until that one has had time to want it."""
+    def disown(self, execution_id: bytes) -> None:
+        """From now on it is as if another broker had begun it."""
         self._wish_maker.disown(execution_id)
+
+    def let_go(self, execution_id: bytes, worker_id: str) -> None:
+        """Its call has moved to another broker: it is left alone until that one has had time to want it."""
+        self.disown(execution_id)
         worker = self.workers.registered.get(worker_id)
         if worker is not None:
             worker.unwanted_since[execution_id] = self.now

@@ -71,7 +71,15 @@ class WorkerSide:
         self._put_back_missing(worker, now)
         self._adoption.reported(worker, now)
         self._adoption.renew_claim(worker, now)
+        self._leave_to_others(worker)
         self._state.send_worker_view(worker)
+
+    def _leave_to_others(self, worker: Worker) -> None:
+        """What only another broker still wants may have calls there, or be detached."""
+        running = () if worker.running is None else (worker.running,)
+        for each in (*running, *worker.held.values()):
+            if each.wanted_elsewhere and self._state.jobs.wanting(each.execution_id) is None:
+                self._state.disown(each.execution_id)
 
     def _is_full(self, report: WorkerReport) -> bool:
         workers = self._state.workers

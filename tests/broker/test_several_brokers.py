@@ -100,6 +100,20 @@ def test_what_nobody_wants_is_left_alone_for_a_while_in_which_its_call_may_come(
     assert standby.view().cancel == (THEIRS,)
 
 
+def test_what_it_has_begun_itself_and_only_another_one_wants_is_that_ones_from_then_on(standby):
+    """Which has detached it, perhaps, since the job here was over."""
+    execution_id = standby.run_job()
+    standby.frontend()
+    assert standby.view().cancel == (execution_id,)
+    theirs = claim(idempotency_hash=identifier("again"), detach=True)
+    standby.runs(execution_id, claim=theirs, wanted_elsewhere=True)
+    standby.runs(execution_id, claim=theirs)
+    assert standby.view().cancel == ()
+    standby.after(GRACE_S)
+    standby.runs(execution_id, claim=theirs)
+    assert standby.view().cancel == ()
+
+
 def test_the_same_of_what_is_held(standby):
     standby.worker(held=(elsewhere(),))
     standby.worker(held=(held(THEIRS),))

@@ -342,7 +342,7 @@ MUTANTS: Final = [
         "what a call that has moved had begun is not left to the other broker",
         (
             "broker/job_life.py",
-            "                self._state.disown(execution_id, worker_id)\n",
+            "                self._state.let_go(execution_id, worker_id)\n",
             "                pass\n",
         ),
     ),
@@ -394,7 +394,7 @@ MUTANTS: Final = [
             "        self._judge(begun.values(), now)\n        self._state.is_rebuilt = True\n",
             "        self._state.is_rebuilt = True\n        self._judge(begun.values(), now)\n",
         ),
-        first=41330,
+        first=60105,
     ),
     mutant(
         "a view counts that a START has overtaken",
@@ -421,6 +421,17 @@ MUTANTS: Final = [
             "broker/workers.py",
             "slot.since if serves and isinstance(slot, Idle) else None",
             "worker.heard_at if serves and isinstance(slot, Idle | Offered) else None",
+        ),
+    ),
+    mutant(
+        "a worker that speaks is given up",
+        (
+            "broker/worker_side.py",
+            "        if silent_s >= self._state.timing.peer_lost_s:\n",
+            (
+                "        is_due = worker.report.running is not None and worker.report.seq % 20 == 0\n"
+                "        if silent_s >= self._state.timing.peer_lost_s or (is_due and silent_s > 0.4):\n"
+            ),
         ),
     ),
 ]

@@ -223,6 +223,7 @@ class Checker:
         if call.is_waiting and call.submitted_accepted == broker.epoch:
             detail = f"REFUSE {refuse.reason.value} for {self._ledger.short(call.job_id)}"
             raise self._ledger.breaks(NOT_REFUSED, detail)
+        self._dispatches.refused_call(broker, call)
 
     def _note_ended(self, view: FrontendView) -> None:
         for status in view.jobs:

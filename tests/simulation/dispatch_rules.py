@@ -11,6 +11,7 @@ from simulation.invariants import (
     CALM_S,
     CRASHES,
     FENCE,
+    JOINED,
     ONE_A_SLOT,
     ONE_AT_A_TIME,
     OWN_EXECUTION,
@@ -241,6 +242,18 @@ class DispatchRules:
             beside.reported_to.setdefault(broker.epoch, self._ledger.world.now)
         self._came_to_nothing(broker, execution)
 
+    def refused_call(self, broker: "BrokerActor", call: Call) -> None:
+        """It joins what runs, or is spared, for a call of its key, if the broker has been told of that."""
+        ledger = self._ledger
+        ledger.count(JOINED)
+        for execution in ledger.alike.get(call.identity, ()):
+            since = execution.reported_to.get(broker.epoch)
+            if since is None or not execution.is_running or broker.epoch in execution.cancelled_by:
+                continue
+            if broker.is_calm_since(since) and execution.worker.is_calm_with(broker.index, since):
+                detail = f"{ledger.short(call.job_id)}, and {ledger.short(execution.execution_id)} runs"
+                raise ledger.breaks(JOINED, f"{detail} on {execution.worker.name}")
+
     def adopted(self, broker: "BrokerActor", execution_id: bytes) -> None:
         """Or its image is given again."""
         self._ledger.executions[execution_id].owners.add(broker.epoch)
@@ -251,7 +264,8 @@ class DispatchRules:
                 if execution.worker.name == worker_id:
                     self._offers.pop((broker.epoch, execution.worker.incarnation), None)
                     self._came_to_nothing(broker, execution)
-                    execution.reported_to.pop(broker.epoch, None)
+                    if not self._ledger.is_linked(broker, execution.worker):  # It has a reason.
+                        execution.reported_to.pop(broker.epoch, None)
 
     def _came_to_nothing(self, broker: "BrokerActor", execution: Execution) -> None:
         if execution.current_for == broker.epoch:

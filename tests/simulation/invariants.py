@@ -21,6 +21,7 @@ WINDOW: Final = "nothing is dispatched in the rebuild window"
 ONE_A_KEY: Final = "one active job a key"
 FAIR: Final = "keys take turns"
 MISMATCH: Final = "a key with other parameters is refused"
+JOINED: Final = "a call is not refused while what would answer it runs"
 WANTED: Final = "what somebody waits for is neither cancelled nor dropped"
 UNWANTED: Final = "what nobody waits for is stopped"
 DETACHED: Final = "what is detached is not cancelled"
@@ -65,6 +66,7 @@ INVARIANTS: Final = (
     ONE_A_KEY,
     FAIR,
     MISMATCH,
+    JOINED,
     WANTED,
     UNWANTED,
     DETACHED,

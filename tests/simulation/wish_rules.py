@@ -152,7 +152,10 @@ class WishRules:
         Nor by one that counts on another of the same call, of whose end it has not heard (PROTOCOL.md §7).
         """
         counts_on_another = any(
-            other is not execution and broker.epoch in other.owners and broker.epoch in other.reported_to
+            other is not execution
+            and broker.epoch in other.owners
+            and broker.epoch in other.reported_to
+            and broker.epoch not in other.cancelled_by
             for other in self._ledger.alike[execution.identity]
         )
         is_known = broker.epoch in execution.detached_at and not self._ledger.rivals(execution)
