@@ -215,6 +215,7 @@ class Checker:
                 self._fair.told(message)
             case WorkerView() if connection is not None:
                 self._wishes.viewed(broker, message, connection.peer)  # type: ignore[arg-type]
+                self._dispatches.viewed(broker, message, connection.peer)  # type: ignore[arg-type]
             case _:
                 pass
 

@@ -24,7 +24,7 @@ from simulation.network import Connection
 from broker.jobs import MAX_ATTEMPTS, MAX_CRASHES
 from gpu_worker.engines.engine import EngineJob
 from proto.failures import ENGINE_DEATHS, RETRYABLE_FAILURES, FailureCode
-from proto.messages import FrontendReport, Outcome, Start, WorkerReport
+from proto.messages import FrontendReport, Outcome, Start, WorkerReport, WorkerView
 
 if TYPE_CHECKING:
     from simulation.broker_actor import BrokerActor
@@ -225,6 +225,15 @@ class DispatchRules:
             return None
         del self._offers[of]
         return offer.beside
+
+    def viewed(self, broker: "BrokerActor", view: WorkerView, worker: "WorkerActor") -> None:
+        """What it does not want where nobody waits is over for it, though another broker may go on with it."""
+        for execution in self._sent_to.get(worker.incarnation, ()):
+            if execution.current_for != broker.epoch or execution.execution_id in view.wanted:
+                continue
+            waiting = self._ledger.waiting.get(execution.identity, ())
+            if not any(call.at == broker.index for call in waiting):
+                execution.current_for = b""
 
     def ended(self, broker: "BrokerActor", outcome: Outcome) -> None:
         execution = self._ledger.executions[outcome.execution_id]
