@@ -118,9 +118,12 @@ class BrokerClient:
     def _broker_picture(self, broker: int) -> BrokerPicture:
         now = self._loop.time()
         contacts = self._desk.contacts
+        contact = contacts[broker].contact
         snapshot, taken_at = self._pictures.get(broker, (None, now))
+        if snapshot is not None and snapshot.epoch != contact.epoch and contacts.is_double(broker, now):
+            snapshot = None  # Of an earlier life; of the present one another endpoint is asked.
         return BrokerPicture(
-            broker_id=contacts[broker].contact.broker_id,
+            broker_id=contact.broker_id,
             endpoint=self._endpoints[broker],
             standing=contacts.standing(broker, now),
             gets_calls=contacts.best(now) == broker and self.broker_alive,

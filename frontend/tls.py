@@ -26,7 +26,9 @@ class TlsFiles:
 
 
 class ServerTls:
-    """What new connections get; those that are there go on with what they got."""
+    """What full handshakes get; connections that are there, and HTTPS clients that resume a session, go on
+    with what they got. Python has no means against the latter in TLS 1.2: OpenSSL keeps sessions also where
+    tickets are off."""
 
     def __init__(self, files: TlsFiles) -> None:
         """Nothing is read before `load`."""

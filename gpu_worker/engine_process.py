@@ -92,7 +92,7 @@ class EngineProcess:
             forkserver = ensure_forkserver(self._choice, self._options)
             self._pipe, theirs = multiprocessing.get_context("forkserver").Pipe(duplex=True)
         except OSError as error:
-            self._loop.call_soon(self._end, _cannot_start(error))
+            self._loop.call_soon(self._end, self._cannot_start(error))
             return
         self._to_kill = forkserver
         threading.Thread(
@@ -145,7 +145,7 @@ class EngineProcess:
                 process, handle = self._make(forkserver, theirs)
         except Exception as error:  # noqa: BLE001 - whatever it is, there is no process, and that is its end
             self._replace(forkserver)
-            words = LastWords(reason=_KILLED) if self._kill_requested else _cannot_start(error)
+            words = LastWords(reason=_KILLED) if self._kill_requested else self._cannot_start(error)
         else:
             last_words = self._listen(process, handle, ours)
             exit_code = process.exitcode
@@ -216,7 +216,8 @@ class EngineProcess:
                 return last_words
             except Exception as error:  # noqa: BLE001 - a dying process can write anything
                 self.kill()
-                return LastWords(reason=f"wrote nonsense to its pipe: {first_line(error)}")
+                log.error("nonsense from the engine process", child=self._child, error=first_line(error))
+                return LastWords(reason=f"wrote nonsense to its pipe ({type(error).__name__}, see the log)")
             if isinstance(message, LastWords):
                 last_words = message
             else:
@@ -241,6 +242,16 @@ class EngineProcess:
 
     def _is_next(self, kind: type[EngineEvent]) -> bool:
         return bool(self._undelivered) and isinstance(self._undelivered[0], kind)
+
+    def _cannot_start(self, error: Exception) -> LastWords:
+        log.error("cannot start an engine process", child=self._child, error=first_line(error))
+        if isinstance(error, EOFError | ConnectionError):
+            why = "its forkserver has ended"
+        elif isinstance(error, OSError) and error.strerror:
+            why = error.strerror
+        else:
+            why = f"{type(error).__name__}, see the log"
+        return LastWords(reason=f"cannot start an engine process: {why}")
 
     def _exit_reason(self, exit_code: int | None) -> str:
         if self._kill_requested and exit_code in {None, _FORKSERVER_GONE, -signal.SIGKILL}:
@@ -276,9 +287,3 @@ class EngineProcess:
             if not self._loop.is_closed():
                 raise
             log.debug("nobody listens to the engine process any more", child=self._child)
-
-
-def _cannot_start(error: Exception) -> LastWords:
-    is_gone = isinstance(error, EOFError | ConnectionError)
-    detail = "its forkserver has ended" if is_gone else first_line(error)
-    return LastWords(reason=f"cannot start an engine process: {detail}")

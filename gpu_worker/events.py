@@ -105,7 +105,8 @@ class EngineExited:
 
     child: int
     reason: str
-    """For people, clients among them: the exit code or signal, or what it ended with; no error's own text."""
+    """For people: the exit code or signal, or what it ended with. Clients see it unless it is `hopeless`, so
+    it has no library's own words, which may name a path or repeat a prompt."""
     hopeless: bool = False
     """The model itself is unusable: starting again cannot help until somebody changes something."""
     temporary: bool = False

@@ -56,7 +56,10 @@ class ModelUnusable(Exception):
 
 
 class NotEnoughFreeMemory(Exception):
-    """The model does not fit into the memory that is free now; it may later. The text says what takes it."""
+    """The model does not fit into the memory that is free now; it may later.
+
+    The text says what takes it. Clients see it: it is our own, without what a library said.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,10 @@ class Engine(Protocol):
         """Bring the model to the device. Raises `ModelUnusable`, `NotEnoughFreeMemory`."""
 
     def warm_up(self) -> None:
-        """Draw one image, so that the first job is as fast as the next. Raises `OutOfDeviceMemory`."""
+        """Draw one image, so that the first job is as fast as the next.
+
+        Raises `OutOfDeviceMemory`, with a text as that of `NotEnoughFreeMemory`.
+        """
 
     def generate(self, job: EngineJob, on_progress: JobProgress) -> Drawing:
         """Draw an image of exactly the size asked for.

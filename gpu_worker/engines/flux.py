@@ -142,9 +142,9 @@ class FluxEngine:
         try:
             self.generate(job, lambda _phase, _step: None)
         except OutOfDeviceMemory as error:
-            # Not for others to mend: the plan expected less than it takes.
+            # Not for others to mend: the plan expected less than it takes. What torch says is logged already.
             raise OutOfDeviceMemory(
-                f"memory plan {loaded.plan_title}: out of memory in a first image of {side} x {side}: {error}"
+                f"memory plan {loaded.plan_title}: out of memory in a first image of {side} x {side}"
             ) from error
         if loaded.device.type == "cuda":
             peak_bytes = torch.cuda.max_memory_reserved(loaded.device)
@@ -201,7 +201,8 @@ def _full_is_temporary(what: str) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise NotEnoughFreeMemory(f"{what}: out of memory while loading: {first_line(error)}") from error
+        log.warning("out of memory while loading", error=first_line(error))
+        raise NotEnoughFreeMemory(f"{what}: out of memory while loading") from error
 
 
 def load_plan(plan: MemoryPlan, device: torch.device) -> LoadPlan:

@@ -149,16 +149,57 @@ async def standings(client):
     return [broker.standing.name for broker in (await client.service_picture()).brokers]
 
 
-async def plays(broker, number):
+async def plays(broker, number, *, has_pictures=True):
     """Answers each report and each request for a picture."""
+    epoch = identifier(number)
     while True:
         match await broker.hears(object):
             case FrontendReport():
-                await broker.says(frontend_view(epoch=identifier(number), broker_id=f"b{number}"))
-            case SnapshotRequest(seq=seq):
-                await broker.says(snapshot(f"b{number}", seq))
+                view = frontend_view(epoch=epoch, broker_id=f"b{number}", heartbeat_interval_ms=50)
+                await broker.says(view)
+            case SnapshotRequest(seq=seq) if has_pictures:
+                await broker.says(snapshot(f"b{number}", epoch, seq))
 
 
-def snapshot(broker_id, echo):
+def snapshot(broker_id, epoch, echo):
     numbers = dict.fromkeys(("in_flight", "queued", "completed", "failed", "cancelled"), 0)
-    return Snapshot(broker_id=broker_id, epoch=EPOCH, echo=echo, rejected={}, **numbers)
+    return Snapshot(broker_id=broker_id, epoch=epoch, echo=echo, rejected={}, **numbers)
+
+
+async def test_of_a_broker_with_two_endpoints_no_dead_life_stays(limit_s):
+    """The second is asked for a picture only where it answers before the first."""
+    first, second = Broker(limit_s), Broker(limit_s)
+    settings = FrontendSettings(api_keys="key", broker_endpoints=(first.endpoint, second.endpoint))
+    client = BrokerClient(settings, lambda _ready: None)
+
+    async def until_lives_are(*numbers):
+        async with asyncio.timeout(limit_s):
+            while await lives(client) != [identifier(number) for number in numbers]:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+
+    await client.start()
+    playing = [asyncio.create_task(plays(second, 1))]
+    try:
+        await until_lives_are(1)
+        playing.append(asyncio.create_task(plays(first, 1)))
+        async with asyncio.timeout(limit_s):
+            while await standings(client) != ["LIVE", "SILENT"]:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+        for task in playing:
+            task.cancel()
+        # As if nobody had asked in the moment in which the second was not known for the first's yet.
+        playing = [
+            asyncio.create_task(plays(first, 2)),
+            asyncio.create_task(plays(second, 2, has_pictures=False)),
+        ]
+        await until_lives_are(2)
+    finally:
+        for task in playing:
+            task.cancel()
+        await client.close()
+        first.close()
+        second.close()
+
+
+async def lives(client):
+    return [life.snapshot.epoch for life in (await client.service_picture()).lives()]

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from samples.watched_engine import CHILD, LIMIT_S, Watched, fake, started
+from structlog.testing import capture_logs
 
 from gpu_worker.engine_forkserver import ensure_forkserver
 from gpu_worker.engine_pipe import EngineOptions
 from gpu_worker.engines.engine import EngineJob
+from gpu_worker.engines.error_text import first_line
 from gpu_worker.engines.fake import read_fake_image
 from gpu_worker.events import (
     EngineDrawn,
@@ -230,14 +232,39 @@ async def test_interrupts_belong_to_the_worker_and_termination_is_obeyed() -> No
         assert exited.reason == "killed by SIGTERM"
 
 
-async def test_a_process_that_cannot_be_made_is_an_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (BlockingIOError(11, "Resource temporarily unavailable"), "Resource temporarily unavailable"),
+        (PermissionError(13, "Permission denied", "/home/alice/tmp"), "Permission denied"),
+        (OSError("in /home/alice/tmp"), "OSError, see the log"),
+        (ValueError("in /home/alice/tmp"), "ValueError, see the log"),
+    ],
+)
+async def test_a_process_that_cannot_be_made_is_an_exit(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, why: str
+) -> None:
     def refuse(_process: object) -> None:
-        raise BlockingIOError(11, "Resource temporarily unavailable")
+        raise error
 
     monkeypatch.setattr(multiprocessing.context.ForkServerProcess, "start", refuse)
-    async with started(fake()) as watched:
-        exited = await watched.until(EngineExited)
-        assert "cannot start an engine process: BlockingIOError" in exited.reason
+    with capture_logs() as logs:
+        async with started(fake()) as watched:
+            exited = await watched.until(EngineExited)
+    assert exited.reason == f"cannot start an engine process: {why}"
+    assert first_line(error) in [entry.get("error") for entry in logs]
+
+
+async def test_what_is_nonsense_is_told_to_the_log_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def misread(_pipe: object) -> None:
+        raise ValueError("invalid load key, 'a secret prompt'")
+
+    monkeypatch.setattr("gpu_worker.engine_process.receive_message", misread)
+    with capture_logs() as logs:
+        async with started(fake()) as watched:
+            exited = await watched.until(EngineExited)
+    assert exited.reason == "wrote nonsense to its pipe (ValueError, see the log)"
+    assert any("a secret prompt" in entry.get("error", "") for entry in logs)
 
 
 async def test_an_unusable_model_is_hopeless(tmp_path: Path) -> None:
