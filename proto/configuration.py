@@ -136,10 +136,14 @@ def _explain(cls: type[Settings], problem: dict[str, Any]) -> str:
 
 
 def _without_values(error: str, arguments: Sequence[str]) -> str:
-    """What stands behind an option that does not exist, or behind the value of one, may be a key."""
+    """What stands behind an option that is none, is not whole or takes no value may be a key.
+
+    So may what stands behind the value of another one. argparse quotes all of it.
+    """
     said, unrecognized, rest = error.partition("unrecognized arguments: ")
     if not unrecognized:
-        return error
+        error = re.sub(r"(ignored explicit argument) .*", r"\1 …", error, flags=re.DOTALL)
+        return re.sub(r"(ambiguous option: [^\s=]*)=.* (could match)", r"\1 \2", error, flags=re.DOTALL)
     first, *others = rest.split(" ")
     is_command = first == arguments[0] and not first.startswith("-")  # A misspelt one, perhaps.
     told = first if is_command else _option(first)
@@ -147,7 +151,8 @@ def _without_values(error: str, arguments: Sequence[str]) -> str:
 
 
 def _option(word: str) -> str:
-    return word.partition("=")[0] if word.startswith("-") else "…"
+    """Keys may begin with a hyphen, though hardly with two."""
+    return word.partition("=")[0] if word.startswith("--") else "…"
 
 
 def _in_one_line(text: str) -> str:

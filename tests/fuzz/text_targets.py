@@ -31,7 +31,7 @@ from gpu_worker.preload_request import PreloadRequest
 from gpu_worker.receipt import DESCRIPTION, ReceiptWriter
 from gpu_worker.settings import WorkerSettings
 from proto.codec import decode, encode
-from proto.configuration import Settings, load_settings
+from proto.configuration import Settings, environment_name, load_settings
 from proto.endpoints import BrokerEndpoints, ListenEndpoint
 from proto.exit_status import EXIT_BAD_CONFIGURATION
 from proto.messages import ImageParameters, ModelCard
@@ -48,9 +48,7 @@ SETTINGS: Final[tuple[type[Settings], ...]] = (
     PrefetchSettings,
 )
 ARGUMENT: Final = "-"
-"""Lines that begin so are arguments, others variables of the environment."""
-KEYS: Final = ("API_KEYS=", "--API-KEYS=")
-"""What lines with keys begin with: the bad value of any other setting is shown."""
+"""Lines that begin so are arguments, and what stands behind a `=` alone; others are variables."""
 
 
 def settings_seeds() -> list[bytes]:
@@ -61,26 +59,42 @@ def settings_seeds() -> list[bytes]:
         "FLUX_SERVER_WORKERS=2\n--grpc-port=0\n--no-log-prompts\n--stop-limit-s=1e3",
         f"API_KEYS={PLANTED}\nFLUX_FRONTEND_HTTP_TLS=true",
         "HF_ENDPOINT=http://[::1]:80\n--repository=a/b\n--verify",
+        f"--api-keyz={PLANTED}\n--api-keyz\n={PLANTED}\n--tracing={PLANTED}",
     )
     return [bytes([number]) + text.encode() for number, text in enumerate(lines)]
+
+
+def _is_shown(cls: type[Settings], name: str) -> bool:
+    """Whether a bad value of it is told: it is a setting without secret, or the beginning of one's option."""
+    shown = [each for each, field in cls.model_fields.items() if "SecretStr" not in str(field.annotation)]
+    switches = {each for each in shown if cls.model_fields[each].annotation is bool}
+    options = [f"--{each.replace('_', '-')}" for each in shown if each not in switches]
+    is_option = name.startswith("--") and any(option.startswith(name) for option in options)
+    return is_option or name.upper() in {environment_name(cls, each) for each in shown}
 
 
 def judge_settings(data: bytes) -> None:
     """Settings, or status 78 and a line for each that is bad. Never a traceback, never a secret."""
     if not data:
         return
-    lines = [
-        line if line.upper().startswith(KEYS) else line.replace(PLANTED, "no secret here")
-        for line in os.fsdecode(data[1:].replace(b"\0", b"")).split("\n")
-    ]
-    named = (line for line in lines if not line.startswith((ARGUMENT, "=")))
-    variables = dict(line.split("=", 1) for line in named if "=" in line)
-    arguments = [line for line in lines if line.startswith(ARGUMENT)]
+    cls = SETTINGS[data[0] % len(SETTINGS)]
+    variables: dict[str, str] = {}
+    arguments: list[str] = []
+    for line in os.fsdecode(data[1:].replace(b"\0", b"")).split("\n"):
+        name, equals, value = line.partition("=")
+        name = name.replace(PLANTED, "a name")
+        said_of = name or (arguments[-1] if arguments else "")
+        if not said_of or _is_shown(cls, said_of):
+            value = value.replace(PLANTED, "no secret")
+        if line.startswith(ARGUMENT) or not name:
+            arguments.append(f"{name}{equals}{value}" if name else value)
+        elif equals:
+            variables[name] = value
     told = io.StringIO()
     environment = patch.dict(os.environ, variables, clear=True)
     with environment, contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
         try:
-            load_settings(SETTINGS[data[0] % len(SETTINGS)], arguments, "program")
+            load_settings(cls, arguments, "program")
         except SystemExit as ended:
             is_help = ended.code == 0 and any(each.startswith(("-h", "--h")) for each in arguments)
             if ended.code != EXIT_BAD_CONFIGURATION and not is_help:

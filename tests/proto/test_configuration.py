@@ -139,9 +139,16 @@ def test_an_unknown_argument_is_told_in_one_line(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--the-pasword=hsh"], ["--the-pasword", "hsh"], ["--colour", "-x=hsh"]]
+    "arguments",
+    [
+        ["--the-pasword=hsh"],
+        ["--the-pasword", "hsh"],
+        ["--the-pasword", "-xhsh"],
+        ["--tracing=hsh"],
+        ["--t=hsh"],
+    ],
 )
-def test_what_a_misspelt_option_says_is_not_shown(capsys, arguments):
+def test_what_a_misspelt_option_or_a_switch_says_is_not_shown(capsys, arguments):
     (line,) = complaint(capsys, *arguments)
     assert arguments[0].partition("=")[0] in line
     assert "hsh" not in line

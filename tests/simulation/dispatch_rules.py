@@ -227,7 +227,7 @@ class DispatchRules:
         return offer.beside
 
     def viewed(self, broker: "BrokerActor", view: WorkerView, worker: "WorkerActor") -> None:
-        """What it does not want where nobody waits is over for it, though another broker may go on with it."""
+        """What it does not want where nobody waits is over for it; another broker may go on with it."""
         for execution in self._sent_to.get(worker.incarnation, ()):
             if execution.current_for != broker.epoch or execution.execution_id in view.wanted:
                 continue
