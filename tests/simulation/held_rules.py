@@ -30,11 +30,15 @@ class HeldRules:
             ledger.world.stats.images += 1
             ledger.held_bytes[worker.incarnation] += len(outcome.body)
 
-    def viewed(self, worker: "WorkerActor", view: WorkerView, spared: set[bytes]) -> None:
-        """A worker reads what a broker wants. `spared`: what it keeps all the same, for another one."""
+    def viewed(
+        self, worker: "WorkerActor", view: WorkerView, spared: set[bytes], perhaps: set[bytes]
+    ) -> None:
+        """A worker reads what a broker wants. `spared`: what it leaves as it is, for another one; `perhaps`:
+        what it may leave so, as that one is about to be silent.
+        """
         owed = self._owed.setdefault(worker.incarnation, {})
         kept = self._kept.setdefault(worker.incarnation, {})
-        for execution_id in set(view.keep) - spared:
+        for execution_id in set(view.keep) - perhaps:
             if owed.pop(execution_id, None) is not None:
                 self._released(execution_id)
                 if self._ledger.executions[execution_id].is_image:

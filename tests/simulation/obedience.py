@@ -75,7 +75,12 @@ class Obedience:
                     wants.wanted, wants.echo = {*wanted, *wants.started}, message.echo
                 wants.epoch = message.epoch
                 glance = self._glance = self._look_at(worker, broker_index, message)
-                self._held.viewed(worker, message, glance.spared)
+                perhaps = {
+                    each
+                    for each in message.keep
+                    if self._others_who_want(worker, each, broker_index, 1 / MARGIN)
+                }
+                self._held.viewed(worker, message, glance.spared, perhaps)
             case Start(execution_id=execution_id, epoch=wants.epoch) if not self._is_stopping(
                 worker, execution_id
             ):
