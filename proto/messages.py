@@ -106,7 +106,7 @@ class WorkerPhase(StrEnum):
     LOADING = "loading"
     """It has no engine process yet, or no longer, and brings one up."""
     READY = "ready"
-    """It has a `model`, and takes a job or draws one. Only such a worker is given one."""
+    """It takes a job or draws one, and SHOULD have a `model`. Only such a worker is given one."""
     DRAINING = "draining"
     """It finishes what it has, takes nothing more, and leaves."""
     FAILED = "failed"

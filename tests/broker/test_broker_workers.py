@@ -252,7 +252,15 @@ def test_no_job_is_given_to_a_worker_that_is_not_heard(broker):
     broker.submit()
     assert broker.starts() == []
     assert broker.refusal().reason is RefusalReason.WORKERS_NOT_READY
-    assert "silent" in broker.refusal().detail
+    assert "1 registered: silent" in broker.refusal().detail
+
+
+def test_one_that_has_just_lost_its_engine_is_not_called_silent(broker):
+    broker.worker()
+    broker.failure(broker.run_job(), FailureCode.ENGINE_CRASHED)
+    broker.submit("other", key="other")
+    assert broker.refusal().reason is RefusalReason.WORKERS_NOT_READY
+    assert "1 registered: loading" in broker.refusal().detail
 
 
 def test_a_lost_worker_that_speaks_again_is_registered_again(broker):

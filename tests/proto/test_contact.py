@@ -3,7 +3,7 @@
 import pytest
 from samples.wire import identifier, worker_view
 
-from proto.contact import NEVER_HEARD, SILENT, BrokerContact
+from proto.contact import NEVER_HEARD, SILENT, BrokerContact, Contacts
 from proto.timing import Timing
 
 TIMING = Timing()
@@ -95,3 +95,13 @@ def test_a_broker_is_heard_from_its_first_view_until_it_is_silent(contact):
     assert contact.broker_id == "b1"
     assert contact.is_heard(100.1 + TIMING.broker_silent_s)
     assert not contact.is_heard(100.3 + TIMING.broker_silent_s)
+
+
+def test_doubles_are_those_of_one_broker_behind_the_first_endpoint_that_leads_to_it():
+    contacts = Contacts(timing=TIMING, started_at=100.0, count=5)
+    for endpoint, life in enumerate(["one", "two", "one", "two", "one"]):
+        contacts.contact(endpoint).viewed(worker_view(epoch=identifier(life)), 100.0)
+    assert contacts.doubles(identifier("one"), 100.0) == [2, 4]
+    assert contacts.doubles(identifier("two"), 100.0) == [3]
+    contacts.contact(3).heard(102.0)
+    assert contacts.doubles(identifier("two"), 103.5) == [], "the first one is silent"
