@@ -388,15 +388,6 @@ MUTANTS: Final = [
         first=110021,
     ),
     mutant(
-        "what is spared at the window's end is judged after it",
-        (
-            "broker/submissions.py",
-            "        self._judge(begun.values(), now)\n        self._state.is_rebuilt = True\n",
-            "        self._state.is_rebuilt = True\n        self._judge(begun.values(), now)\n",
-        ),
-        first=60105,
-    ),
-    mutant(
         "a view counts that a START has overtaken",
         (
             "gpu_worker/brokers.py",
@@ -432,6 +423,14 @@ MUTANTS: Final = [
                 "        is_due = worker.report.running is not None and worker.report.seq % 20 == 0\n"
                 "        if silent_s >= self._state.timing.peer_lost_s or (is_due and silent_s > 0.4):\n"
             ),
+        ),
+    ),
+    mutant(
+        "a repeat does not join what another life of the broker has left",
+        (
+            "broker/submissions.py",
+            "        return any(True for _ in self._unowned_with_key_of(claim))\n",
+            "        return False\n",
         ),
     ),
 ]

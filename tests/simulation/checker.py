@@ -24,6 +24,7 @@ from simulation.wish_rules import WishRules
 
 from frontend.actions import JobEnd
 from gpu_worker.engines.engine import EngineJob
+from proto.failures import RefusalReason
 from proto.messages import (
     FrontendReport,
     FrontendView,
@@ -46,6 +47,16 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 TAKEN = frozenset({JobState.QUEUED, JobState.RUNNING, JobState.ENDED})
+ADMISSION = frozenset(
+    {
+        RefusalReason.CLIENT_BUSY,
+        RefusalReason.CLIENT_QUEUE_FULL,
+        RefusalReason.ALL_WORKERS_BUSY,
+        RefusalReason.WORKERS_NOT_READY,
+        RefusalReason.DEADLINE_TOO_SHORT,
+    }
+)
+"""Reasons that do not concern a call that joins what is there."""
 
 
 class Checker:
@@ -224,7 +235,8 @@ class Checker:
         if call.is_waiting and call.submitted_accepted == broker.epoch:
             detail = f"REFUSE {refuse.reason.value} for {self._ledger.short(call.job_id)}"
             raise self._ledger.breaks(NOT_REFUSED, detail)
-        self._dispatches.refused_call(broker, call)
+        if refuse.reason in ADMISSION:
+            self._dispatches.refused_call(broker, call)
 
     def _note_ended(self, view: FrontendView) -> None:
         for status in view.jobs:
