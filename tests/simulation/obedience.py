@@ -34,6 +34,7 @@ class Wants:
 class Glance:
     """At a worker, just before it reads a view."""
 
+    worker: "WorkerActor"
     broker_index: int
     view: WorkerView
     named: set[bytes]
@@ -101,7 +102,7 @@ class Obedience:
         slot = worker.session.slot
         drawn = slot.execution_id if isinstance(slot, Busy) else b""
         spared = {each for each in named if self._others_who_want(worker, each, broker_index)}
-        return Glance(broker_index, view, named, spared, drawn, encoded, self._held_by(worker, named))
+        return Glance(worker, broker_index, view, named, spared, drawn, encoded, self._held_by(worker, named))
 
     @staticmethod
     def _held_by(worker: "WorkerActor", named: set[bytes]) -> dict[bytes, bool]:
@@ -134,7 +135,7 @@ class Obedience:
         if len(worker.links) > 1:
             for execution_id, brokers in pushed.items():
                 self._check_pushed(worker, execution_id, brokers)
-        if glance is not None:
+        if glance is not None and glance.worker is worker:  # Otherwise its worker ended before it read that.
             self._check_spared(worker, glance)
 
     def _note_started(self, worker: "WorkerActor") -> None:
