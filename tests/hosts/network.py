@@ -7,6 +7,7 @@ hosts see what they would see of a broken network: silence, and no error. Needs 
 import contextlib
 import ctypes
 import fcntl
+import json
 import os
 import re
 import signal
@@ -112,7 +113,10 @@ class Network:
         _run("ip", "-n", self._switch, "link", "set", _port(host), "down")
 
     def plug_in(self, host: str) -> None:
+        """The kernel may take a second until it uses a cable again; a host that boots waits for that too."""
         _run("ip", "-n", self._switch, "link", "set", _port(host), "up")
+        ends = ((self._namespace(host), "eth0"), (self._switch, _port(host)))
+        until(f"the cable of {host} is used", lambda: all(_is_up(*end) for end in ends))
 
     def cut(self, source: str, target: str) -> int:
         """Nothing that `source` sends arrives at `target`; the other way is another cut. For `mend`."""
@@ -153,6 +157,11 @@ class Network:
             for name, device in ((self._namespace(host), "eth0"), (self._switch, _port(host))):
                 if "tbf" in _run("tc", "-n", name, "qdisc", "show", "dev", device):
                     _run("tc", "-n", name, "qdisc", "delete", "dev", device, "root")
+
+
+def _is_up(namespace: str, device: str) -> bool:
+    (link,) = json.loads(_run("ip", "-json", "-n", namespace, "link", "show", device))
+    return link["operstate"] == "UP"
 
 
 def _port(host: str) -> str:

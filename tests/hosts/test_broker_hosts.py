@@ -7,6 +7,9 @@ from processes.stack import OpenCall, content_of
 
 from gpu_worker.engines.fake import prompt_digest
 
+TCP_RETRY_S = 1.0
+"""Of Linux, for a first packet that was lost: it knows no time scale."""
+
 pytestmark = pytest.mark.usefixtures("healthy")
 
 
@@ -58,7 +61,11 @@ def test_both_brokers_vanish_and_the_image_comes_when_they_are_back(cluster: Clu
         for broker in BROKERS:
             cluster.come_back(broker)
         cluster.until_running(call)
-    assert content_of(call.image()).execution_id.hex() == execution_id, "drawn once"
+    content = content_of(call.image())
+    assert content.prompt_digest == prompt_digest("a fjord")
+    # Elsewhere the window is shorter than TCP takes for its second try, and an idle worker may be back first.
+    if cluster.timing.rebuild_s >= TCP_RETRY_S + cluster.timing.heartbeat_interval_s:
+        assert content.execution_id.hex() == execution_id, "drawn once"
 
 
 @pytest.mark.timeout(240)
