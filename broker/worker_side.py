@@ -48,7 +48,7 @@ class WorkerSide:
 
     def _worker_reported(self, route: bytes, report: WorkerReport, now: float) -> None:
         if report.incarnation in self._state.workers.fenced or self._is_elder(report, now):
-            match self._verdict_on_elder(report):
+            match self._verdict_on_elder(report, now):
                 case _Verdict.ENDS:
                     self._supersede(route, report)
                     return
@@ -92,21 +92,27 @@ class WorkerSide:
             return False
         return born_at(report, now) < present.born_at
 
-    def _verdict_on_elder(self, report: WorkerReport) -> "_Verdict":
+    def _verdict_on_elder(self, report: WorkerReport, now: float) -> "_Verdict":
         """Whatever has lain in a socket, perhaps of a process that is gone, looks as young as it came late.
 
-        So the younger one must have reported for a heartbeat before the elder is told to end.
+        So whoever is to be believed must have reported for a heartbeat: the younger one, before the elder is
+        told to end; or the elder, since the younger one spoke last.
         """
-        present = self._state.workers.registered.get(report.worker_id)
-        has_left = self._state.workers.fenced.get(report.incarnation, False)
-        timing = self._state.timing
-        if present is None or has_left or present.reported_for_s >= timing.heartbeat_interval_s:
+        workers, timing = self._state.workers, self._state.timing
+        present, elder = workers.registered.get(report.worker_id), workers.fence(report.incarnation)
+        if elder.has_left:
             return _Verdict.ENDS
+        if present is None:
+            return _Verdict.RETURNS
+        if present.reported_for_s >= timing.heartbeat_interval_s:
+            return _Verdict.ENDS
+        if elder.spoke_at is None or elder.spoke_at <= present.heard_at:
+            elder.spoke_at = now
         is_silent = self._state.silence_at - present.heard_at >= timing.probe_after_s
-        return _Verdict.RETURNS if is_silent else _Verdict.WAITS
+        is_believed = now - elder.spoke_at >= timing.heartbeat_interval_s
+        return _Verdict.RETURNS if is_silent and is_believed else _Verdict.WAITS
 
     def _supersede(self, route: bytes, report: WorkerReport) -> None:
-        self._state.workers.fence(report.incarnation)
         detail = f"another worker has registered as {report.worker_id!r}, or this one had left"
         self._state.send_worker(route, Refuse(reason=RefusalReason.SUPERSEDED, detail=detail))
 

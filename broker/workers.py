@@ -264,6 +264,15 @@ def _place(entry: tuple[float, int, Worker]) -> tuple[float, int]:
 
 
 @dataclass(slots=True)
+class Fenced:
+    """An incarnation that was superseded, or has left."""
+
+    has_left: bool = False
+    spoke_at: float | None = None
+    """Its first word since the younger one spoke last."""
+
+
+@dataclass(slots=True)
 class WorkerTable:
     """By `worker_id`: the registered, and the lost. A worker is in one of the two.
 
@@ -274,8 +283,8 @@ class WorkerTable:
     """One that was not heard for so long does not serve."""
     registered: dict[str, Worker] = field(default_factory=dict)
     lost: dict[str, LostWorker] = field(default_factory=dict)
-    fenced: dict[bytes, bool] = field(default_factory=dict)
-    """Incarnations that were superseded, and (True) those that have left, oldest first."""
+    fenced: dict[bytes, Fenced] = field(default_factory=dict)
+    """By incarnation, oldest first."""
     serving: dict[str, Worker] = field(default_factory=dict)
     """With a loaded model, idle or busy, that can be heard."""
     idle: IdleWorkers = field(default_factory=IdleWorkers)
@@ -413,10 +422,12 @@ class WorkerTable:
         self._name(worker, frozenset())
         self._vacate(worker)
 
-    def fence(self, incarnation: bytes, *, has_left: bool = False) -> None:
-        self.fenced[incarnation] = has_left or self.fenced.get(incarnation, False)
+    def fence(self, incarnation: bytes, *, has_left: bool = False) -> Fenced:
+        fenced = self.fenced.setdefault(incarnation, Fenced())
+        fenced.has_left = fenced.has_left or has_left
         while len(self.fenced) > MAX_FENCED:
             del self.fenced[next(iter(self.fenced))]
+        return fenced
 
     def forget_lost(self, before: float) -> None:
         self.lost = {key: lost for key, lost in self.lost.items() if lost.lost_at >= before}
