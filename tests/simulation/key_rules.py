@@ -96,12 +96,13 @@ class KeyRules:
         return is_settled or (other.accepted_by == call.accepted_by and not has_moved)
 
     def _is_running_beside(self, other: Call, call: Call) -> bool:
-        """Whether the broker that took the call knew that a worker was running the other one."""
+        """Whether the broker that took the call knew that a worker was running the other one, for good."""
         if call.at is None:
             return False
         ledger, known_since = self._ledger, call.opened_at - REPORTED_S
         return any(
             execution.is_drawing
+            and call.accepted_by not in execution.cancelled_by
             and execution.reported_to.get(call.accepted_by, known_since) < known_since
             and ledger.is_linked(ledger.world.brokers[call.at], execution.worker)
             for execution in ledger.alike.get(other.identity, ())

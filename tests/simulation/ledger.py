@@ -194,9 +194,19 @@ class Ledger:
         position = alike.index(execution)
         return [other for other in alike[:position] if other.may_answer] + alike[position + 1 :]
 
+    def counts_on_another(self, broker: "BrokerActor", execution: Execution) -> bool:
+        """Whether this broker believes that another one runs, which it has begun or adopted."""
+        return any(
+            other is not execution
+            and broker.epoch in other.owners
+            and broker.epoch in other.reported_to
+            and broker.epoch not in other.cancelled_by
+            for other in self.alike[execution.identity]
+        )
+
     def patient_waiters(self, execution: Execution, broker: "BrokerActor") -> list[Call]:
         """Accepted calls with time left that this execution would answer; this broker must know of them."""
-        if self.rivals(execution):
+        if self.rivals(execution) or self.counts_on_another(broker, execution):
             return []
         return [
             call

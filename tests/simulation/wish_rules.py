@@ -111,11 +111,21 @@ class WishRules:
             identity = execution.identity
             if identity in ledger.waiting or execution.is_detached or self._may_be_left_behind(execution):
                 continue
+            if self._is_detached_at(broker, execution):
+                continue
             ledger.count(UNWANTED)
             told_s = ledger.world.now - max(ledger.last_wanted_at.get(identity, 0.0), broker.born_at)
             everybody = ledger.world.frontends
             if told_s > STOP_S / MARGIN and ledger.is_linked(broker, *everybody, for_s=told_s):
                 raise ledger.breaks(UNWANTED, f"{broker.name} wants {ledger.short(execution_id)}")
+
+    def _is_detached_at(self, broker: "BrokerActor", execution: Execution) -> bool:
+        """By a call that its broker alone knows of: what was stopping then was not told of it any more."""
+        return any(
+            call.wish.detach and broker.index in call.been_at
+            for call in self._ledger.calls.values()
+            if call.identity == execution.identity
+        )
 
     @staticmethod
     def _ask_for_its_end(broker: "BrokerActor", execution: Execution) -> None:
@@ -151,15 +161,8 @@ class WishRules:
 
         Nor by one that counts on another of the same call, of whose end it has not heard (PROTOCOL.md §7).
         """
-        counts_on_another = any(
-            other is not execution
-            and broker.epoch in other.owners
-            and broker.epoch in other.reported_to
-            and broker.epoch not in other.cancelled_by
-            for other in self._ledger.alike[execution.identity]
-        )
         is_known = broker.epoch in execution.detached_at and not self._ledger.rivals(execution)
-        if is_known and not counts_on_another:
+        if is_known and not self._ledger.counts_on_another(broker, execution):
             raise self._ledger.breaks(DETACHED, f"{self._ledger.short(execution.execution_id)} is cancelled")
 
     def _check_grace(self, broker: "BrokerActor", execution: Execution) -> None:
