@@ -92,7 +92,7 @@ class WorkerSide:
             return False
         return born_at(report, now) < present.born_at
 
-    def _verdict_on_elder(self, report: WorkerReport, now: float) -> "_Verdict":
+    def _verdict_on_elder(self, report: WorkerReport, now: float) -> _Verdict:
         """Whatever has lain in a socket, perhaps of a process that is gone, looks as young as it came late.
 
         So whoever is to be believed must have reported for a heartbeat: the younger one, before the elder is

@@ -130,9 +130,7 @@ async def test_a_picture_has_what_each_broker_says_and_waits_for_those_that_are_
     await client.start()
     playing = [asyncio.create_task(plays(broker, number)) for number, broker in enumerate(brokers)]
     try:
-        async with asyncio.timeout(limit_s):
-            while await standings(client) != ["LIVE", "LIVE", "UNHEARD"]:  # noqa: ASYNC110 - nobody would set one
-                await asyncio.sleep(0.01)
+        await until_seen(standings, client, ["LIVE", "LIVE", "UNHEARD"], limit_s)
         seen = (await client.service_picture()).brokers
         assert [broker.broker_id for broker in seen] == ["b0", "b1", ""]
         assert [broker.snapshot and broker.snapshot.broker_id for broker in seen] == ["b0", "b1", None]
@@ -143,6 +141,13 @@ async def test_a_picture_has_what_each_broker_says_and_waits_for_those_that_are_
         await client.close()
         for broker in brokers:
             broker.close()
+
+
+async def until_seen(look, client, wanted, limit_s):
+    """A picture is asked for each time: there is nobody who could set an event."""
+    async with asyncio.timeout(limit_s):
+        while await look(client) != wanted:  # noqa: ASYNC110 - as said
+            await asyncio.sleep(0.01)
 
 
 async def standings(client):
@@ -172,19 +177,12 @@ async def test_of_a_broker_with_two_endpoints_no_dead_life_stays(limit_s):
     settings = FrontendSettings(api_keys="key", broker_endpoints=(first.endpoint, second.endpoint))
     client = BrokerClient(settings, lambda _ready: None)
 
-    async def until_lives_are(*numbers):
-        async with asyncio.timeout(limit_s):
-            while await lives(client) != [identifier(number) for number in numbers]:  # noqa: ASYNC110 - as above
-                await asyncio.sleep(0.01)
-
     await client.start()
     playing = [asyncio.create_task(plays(second, 1))]
     try:
-        await until_lives_are(1)
+        await until_seen(lives, client, [identifier(1)], limit_s)
         playing.append(asyncio.create_task(plays(first, 1)))
-        async with asyncio.timeout(limit_s):
-            while await standings(client) != ["LIVE", "SILENT"]:  # noqa: ASYNC110 - as above
-                await asyncio.sleep(0.01)
+        await until_seen(standings, client, ["LIVE", "SILENT"], limit_s)
         for task in playing:
             task.cancel()
         # As if nobody had asked in the moment in which the second was not known for the first's yet.
@@ -192,7 +190,7 @@ async def test_of_a_broker_with_two_endpoints_no_dead_life_stays(limit_s):
             asyncio.create_task(plays(first, 2)),
             asyncio.create_task(plays(second, 2, has_pictures=False)),
         ]
-        await until_lives_are(2)
+        await until_seen(lives, client, [identifier(2)], limit_s)
     finally:
         for task in playing:
             task.cancel()

@@ -50,6 +50,8 @@ class Execution:
     """The epoch of the broker that dispatched it, while it counts on it, as far as its messages tell."""
     returned_at: float | None = None
     """When that broker learnt that it came to nothing."""
+    image_told_to: set[bytes] = field(default_factory=set)
+    """Epochs of the brokers that were told last that its worker holds its image, finished or not."""
     reported_to: dict[bytes, float] = field(default_factory=dict)
     """Since when which brokers, by epoch, have been told that it runs, and nothing else since."""
 

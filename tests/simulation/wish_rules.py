@@ -94,6 +94,8 @@ class WishRules:
         ledger = self._ledger
         for execution_id in (*view.cancel, *view.release):
             execution = ledger.executions[execution_id]
+            if execution.ended_at is not None and not execution.is_image:
+                continue  # A failure, which nobody needs.
             _, told_at = self._let_go.get((broker.epoch, execution.identity), (0, None))
             is_current = execution.epoch == broker.epoch and execution.returned_at is None
             was_ended = broker.epoch in execution.cancelled_by  # Before it heard of the move.
@@ -159,10 +161,14 @@ class WishRules:
     def _check_detached(self, broker: "BrokerActor", execution: Execution) -> None:
         """By one that knows of it. What others cannot know yet they want to end in vain.
 
-        Nor by one that counts on another of the same call, of whose end it has not heard (PROTOCOL.md §7).
+        Nor by one that counts on another of the same call, of whose end it has not heard, or on its image
+        (PROTOCOL.md §7).
         """
+        has_image = any(
+            broker.epoch in other.image_told_to for other in self._ledger.alike[execution.identity]
+        )
         is_known = broker.epoch in execution.detached_at and not self._ledger.rivals(execution)
-        if is_known and not self._ledger.counts_on_another(broker, execution):
+        if is_known and not has_image and not self._ledger.counts_on_another(broker, execution):
             raise self._ledger.breaks(DETACHED, f"{self._ledger.short(execution.execution_id)} is cancelled")
 
     def _check_grace(self, broker: "BrokerActor", execution: Execution) -> None:
