@@ -167,6 +167,7 @@ class Worker:
 
     @property
     def reported_for_s(self) -> float:
+        """From its first report to its latest."""
         return self.reported_at - self.registered_at
 
     @property

@@ -1,13 +1,10 @@
 """Which processes make up the service on one machine, and how they find each other."""
 
-import fcntl
-import os
 import secrets
-import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -25,16 +22,7 @@ _SHARED_FIELDS: Final = frozenset(ComponentSettings.model_fields)
 SECRETS: Final = frozenset({"API_KEYS"})
 """Variables, in capitals, that a component gets by its own `environment` only. Their case does not matter."""
 _GENERATED_KEY_BYTES: Final = 16
-_FOLDER_PREFIX: Final = "flux-"
-_RANDOM_LENGTH: Final = 8
-"""Of what `tempfile` adds to a prefix."""
-_RANDOM_CHARACTER: Final = "[a-z0-9_]"
-_MARK: Final = ".flux-server-launcher"
-"""A file of this name is in a launcher's folder, once that is locked; nobody else writes one."""
-_FOR_FRONTENDS: Final = "frontends"
-_FOR_WORKERS: Final = "workers"
-_CONTENTS: Final = {_MARK: stat.S_ISREG, _FOR_FRONTENDS: stat.S_ISSOCK, _FOR_WORKERS: stat.S_ISSOCK}
-"""All that a launcher's folder ever holds, and what each is."""
+_RANDOM_PART: Final = "flux-12345678"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,53 +65,12 @@ class Stack:
 
 @contextmanager
 def socket_folder() -> Iterator[Path]:
-    """A folder for the ZeroMQ sockets that only this user may enter; removed afterwards.
-
-    Those of launchers that were killed are removed too: a living one holds the lock on its own.
-    """
+    """A folder for the ZeroMQ sockets that only this user may enter; removed afterwards."""
     usual = tempfile.gettempdir()
-    longest = f"{usual}/{_FOLDER_PREFIX}{'x' * _RANDOM_LENGTH}/{_FOR_FRONTENDS}"
+    longest = f"{usual}/{_RANDOM_PART}/frontends"
     parent = usual if len(longest.encode()) <= IPC_PATH_MAX_BYTES else "/tmp"  # noqa: S108
-    _remove_abandoned(Path(parent))
-    with (
-        tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX, dir=parent, ignore_cleanup_errors=True) as folder,
-        ExitStack() as lock,
-    ):
-        with suppress(OSError):  # Not every file system has locks; without a mark nobody removes it.
-            lock.enter_context(_locked(Path(folder)))
-            Path(folder, _MARK).touch()
+    with tempfile.TemporaryDirectory(prefix="flux-", dir=parent, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
-
-
-def _remove_abandoned(parent: Path) -> None:
-    """Only what launchers make themselves: a folder in which anything else lies stays as it is."""
-    for folder in parent.glob(_FOLDER_PREFIX + _RANDOM_CHARACTER * _RANDOM_LENGTH):
-        # It may be in use, gone by now, or not ours to enter.
-        with suppress(OSError), _locked(folder) as handle:
-            names = os.listdir(handle)  # noqa: PTH208 - of what is locked, whatever has its name now
-            if os.fstat(handle).st_uid == os.getuid() and _MARK in names and _are_ours(names, handle):
-                # The mark last: what is not done now is for the next launcher.
-                for name in sorted(names, key=lambda name: name == _MARK):
-                    os.unlink(name, dir_fd=handle)
-                folder.rmdir()
-
-
-def _are_ours(names: list[str], folder: int) -> bool:
-    return all(name in _CONTENTS and _CONTENTS[name](os.lstat(name, dir_fd=folder).st_mode) for name in names)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """Its handle. Raises OSError if it is a link, or if another process holds the lock.
-
-    The kernel lets go of the lock when a process ends.
-    """
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield handle
-    finally:
-        os.close(handle)
 
 
 def build_stack(settings: LauncherSettings, inherited: FrontendEnvironment, folder: Path) -> Stack:
@@ -133,7 +80,7 @@ def build_stack(settings: LauncherSettings, inherited: FrontendEnvironment, fold
     grpc_port, http_port = _with_free_ones(
         _port(settings.grpc_port, inherited.grpc_port), _port(settings.http_port, inherited.http_port)
     )
-    for_frontends, for_workers = f"ipc://{folder}/{_FOR_FRONTENDS}", f"ipc://{folder}/{_FOR_WORKERS}"
+    for_frontends, for_workers = f"ipc://{folder}/frontends", f"ipc://{folder}/workers"
     broker = _component(
         "broker",
         "broker",

@@ -1,12 +1,6 @@
 """The plan of the processes: what each is told by its environment."""
 
-import errno
-import fcntl
-import os
-import socket
 import stat
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -140,119 +134,6 @@ def test_the_socket_folder_has_a_short_path(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     with socket_folder() as folder:
         assert len(f"{folder}/frontends".encode()) <= IPC_PATH_MAX_BYTES
-
-
-KILLED_LAUNCHER = """
-import os, signal, socket
-from deploy.stack import socket_folder
-with socket_folder() as folder:
-    print(folder, flush=True)
-    for name in ("frontends", "workers"):
-        socket.socket(socket.AF_UNIX).bind(str(folder / name))
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.fixture(name="left")
-def _left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a launcher that was killed."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    command = [sys.executable, "-c", KILLED_LAUNCHER]
-    killed = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
-    left = Path(killed.stdout.strip())
-    assert left.parent == tmp_path
-    assert (left / "frontends").is_socket()
-    return left
-
-
-def test_what_a_killed_launcher_left_is_removed(left: Path) -> None:
-    with socket_folder():
-        assert not left.exists()
-
-
-def contents(folder: Path) -> dict[str, int]:
-    return {each.name: each.lstat().st_mode for each in folder.iterdir()}
-
-
-@pytest.mark.parametrize("spare", ["precious.safetensors", "precious/of/mine", ".precious"])
-def test_a_launchers_folder_in_which_anything_else_lies_stays(left: Path, spare: str) -> None:
-    (left / spare).parent.mkdir(parents=True, exist_ok=True)
-    (left / spare).write_text("precious")
-    before = contents(left)
-    with socket_folder():
-        assert contents(left) == before
-    assert (left / spare).read_text() == "precious"
-
-
-def test_what_is_no_socket_is_not_taken_for_one(left: Path) -> None:
-    (left / "workers").unlink()
-    (left / "workers").write_text("precious")
-    before = contents(left)
-    with socket_folder():
-        assert contents(left) == before
-
-
-@pytest.mark.parametrize("name", ["flux-dev-weights", "flux-12345678.old", "flux-ABCDEFGH", "flux-1234567"])
-def test_a_folder_whose_name_was_not_drawn_stays(left: Path, name: str) -> None:
-    before = contents(left)
-    other = left.rename(left.with_name(name))
-    with socket_folder():
-        assert contents(other) == before
-
-
-def test_a_folder_with_a_file_named_launcher_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    other = tmp_path / "flux-workshop"
-    other.mkdir()
-    (other / "launcher").touch()
-    with socket_folder():
-        assert (other / "launcher").exists()
-
-
-def test_what_another_user_left_stays(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = contents(left)
-    another = os.getuid() + 1
-    monkeypatch.setattr(os, "getuid", lambda: another)
-    with socket_folder():
-        assert contents(left) == before
-
-
-def test_a_link_to_such_a_folder_stays_and_is_not_followed(left: Path) -> None:
-    before = contents(left)
-    other = left.rename(left.with_name("elsewhere"))
-    left.symlink_to(other)
-    with socket_folder():
-        assert left.is_symlink()
-        assert contents(other) == before
-
-
-def test_folders_of_living_launchers_and_of_others_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    of_another = tmp_path / "flux-12345678"
-    of_another.mkdir()
-    with socket.socket(socket.AF_UNIX) as of_a_broker:
-        of_a_broker.bind(str(of_another / "frontends"))
-    with socket_folder() as living, socket_folder() as second:
-        assert living.exists()
-        assert second != living
-    assert of_another.exists()
-
-
-def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_handle: int, _operation: int) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with monkeypatch.context() as patch:
-        patch.setattr(fcntl, "flock", refuse)
-        with socket_folder() as unlocked:
-            patch.undo()
-            with socket_folder():
-                assert unlocked.exists()
-    assert not unlocked.exists()
 
 
 @pytest.mark.parametrize(
