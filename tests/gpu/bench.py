@@ -71,6 +71,11 @@ def run_offline(command: list[str]) -> "subprocess.CompletedProcess[str]":
     )
 
 
+def expected_in(title: str) -> str:
+    """The peak that a memory plan's title names: "4bit, about 13.6 GB expected"."""
+    return title.rpartition("about ")[2].removesuffix(" expected")
+
+
 def plan_rows(figures: dict[str, Any]) -> list[str]:
     rows = []
     for size in figures["sizes"]:
@@ -80,7 +85,9 @@ def plan_rows(figures: dict[str, Any]) -> list[str]:
             f"{figures['load_s']:.1f}",
             gigabytes(figures["loaded_bytes"]),
             gigabytes(size["peak_bytes"]),
+            gigabytes(figures["context_bytes"]),
             gigabytes(figures["process_bytes"]),
+            expected_in(figures["title"]),
             f"{1000 * size['text_s']:.0f}",
             f"{1000 * size['step_s']:.1f}",
             f"{1000 * size['decode_s']:.0f}",
@@ -126,7 +133,19 @@ def _has_gpu() -> bool:
 
 def _print_plans(plain: Path, packed: Path, given: argparse.Namespace) -> None:
     print(f"\n{given.scale} size, {given.steps} steps, medians of {given.rounds} rounds, random weights")
-    names = ["plan", "size", "load, s", "loaded", "peak", "process", "text, ms", "step, ms", "decode, ms"]
+    names = [
+        "plan",
+        "size",
+        "load, s",
+        "loaded",
+        "peak",
+        "context",
+        "process",
+        "expected",
+        "text, ms",
+        "step, ms",
+        "decode, ms",
+    ]
     names += ["whole, s", "cached prompt, s", "stock, s", "stock ÷ ours"]
     print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
     for plan in given.plans:

@@ -41,3 +41,9 @@ def cuda(device: str) -> str:
     if not device.startswith("cuda"):
         pytest.skip("needs a GPU's memory")
     return device
+
+
+@pytest.fixture
+def full_size() -> None:
+    if SCALE == "small":
+        pytest.skip("small models fit anywhere")

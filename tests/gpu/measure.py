@@ -9,18 +9,21 @@ see the same machine.
 import argparse
 import itertools
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
+import pynvml
 import torch
 
 from gpu_worker.engines.engine import EngineJob
 from gpu_worker.engines.flux import FluxEngine
-from gpu_worker.memory_plan import MemoryPlan
+from gpu_worker.memory_plan import MemoryPlan, PlanName
+from gpu_worker.readings import visible_handles
 from proto.messages import ImageParameters, JobPhase
 
 PROMPT: Final = "a lighthouse above a stormy sea at dawn, oil on canvas"
@@ -53,8 +56,10 @@ class Figures:
     warm_up_s: float
     loaded_bytes: int
     """Of the allocator, after loading."""
+    context_bytes: int
+    """By which the use of the device grew while the process got its context."""
     process_bytes: int
-    """The device's memory that is no longer free since before loading: with the context and all caches."""
+    """By which it grew in all: with the context, the kernels and all that is cached."""
     sizes: list[SizeFigures] = field(default_factory=list)
 
 
@@ -91,9 +96,18 @@ def allocated(device: torch.device, read: Callable[..., int]) -> int:
     return read(device) if device.type == "cuda" else 0
 
 
+def used_by_all(device: torch.device) -> int:
+    """Of the device's memory, as the driver says, which needs no context; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    pynvml.nvmlInit()
+    handles = visible_handles(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return int(pynvml.nvmlDeviceGetMemoryInfo(handles[device.index or 0]).used)
+
+
 def measure(
     folder: Path,
-    plan: MemoryPlan,
+    plan: MemoryPlan | None,
     device_name: str,
     sides: list[int],
     steps: int,
@@ -101,8 +115,11 @@ def measure(
     *,
     stock: bool,
 ) -> Figures:
+    """Plan None is the one that fits."""
     device = torch.device(device_name)
-    free_before = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    used_before = used_by_all(device)
+    synchronize(device)
+    context_bytes = used_by_all(device) - used_before
     began = time.perf_counter()
     engine = FluxEngine(folder, device=device_name, memory_plan=plan, prompt_cache_bytes_max=1 << 26)
     card = engine.load(lambda _what, _percent: None)
@@ -112,18 +129,18 @@ def measure(
     engine.warm_up()
     warm = time.perf_counter()
     figures = Figures(
-        plan=plan.value,
+        plan="auto" if plan is None else plan.value,
         title=card.memory_plan,
         device=card.device,
         load_s=loaded - began,
         warm_up_s=warm - loaded,
         loaded_bytes=loaded_bytes,
+        context_bytes=context_bytes,
         process_bytes=0,
     )
     for side in sides:
         figures.sizes.append(_measure_size(engine, device, side, steps, rounds, stock=stock))
-    if device.type == "cuda":
-        figures.process_bytes = free_before - torch.cuda.mem_get_info(device)[0]
+    figures.process_bytes = used_by_all(device) - used_before
     return figures
 
 
@@ -195,15 +212,16 @@ def _draw_stock(pipeline: Any, prompt: str, side: int, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m gpu.measure")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--plan", type=MemoryPlan, required=True)
+    parser.add_argument("--plan", choices=get_args(PlanName), default="auto")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stock", action="store_true")
     given = parser.parse_args()
+    plan = None if given.plan == "auto" else MemoryPlan(given.plan)
     figures = measure(
-        given.folder, given.plan, given.device, given.sizes, given.steps, given.rounds, stock=given.stock
+        given.folder, plan, given.device, given.sizes, given.steps, given.rounds, stock=given.stock
     )
     print(json.dumps(asdict(figures)))
 

@@ -10,6 +10,7 @@ import pytest
 
 from gpu_worker.engines.engine import ModelUnusable, NotEnoughFreeMemory
 from gpu_worker.memory_plan import (
+    CONTEXT_BYTES,
     DeviceMemory,
     MemoryPlan,
     PlanChoice,
@@ -59,7 +60,7 @@ def card(size_gib: float, *, taken_gib: float = 0.0) -> DeviceMemory:
     return DeviceMemory(
         device=f"cuda:0 (a card of {size_gib:g} GB)",
         total_bytes=total,
-        free_bytes=total - 500_000_000 - int(taken_gib * GIB),
+        free_bytes=total - CONTEXT_BYTES - int(taken_gib * GIB),
         number_bytes=2,
         is_gpu=True,
     )
@@ -176,7 +177,7 @@ def test_what_others_take_leaves_a_smaller_plan_or_is_a_reason_to_wait() -> None
 
 def test_a_context_that_is_there_already_counts_once() -> None:
     exact = choose_plan(MemoryPlan.PACKED, PACKED, card(80)).expected_peak_bytes
-    memory = dataclasses.replace(card(80), total_bytes=exact, free_bytes=exact - 500_000_000)
+    memory = dataclasses.replace(card(80), total_bytes=exact, free_bytes=exact - CONTEXT_BYTES)
     assert told(choose_plan(MemoryPlan.PACKED, PACKED, memory)) == "4bit"
     less = dataclasses.replace(memory, free_bytes=memory.free_bytes - 1)
     assert told(choose_plan(MemoryPlan.PACKED, PACKED, less)) == "4bit tiled"
@@ -202,8 +203,8 @@ def test_every_plan_can_be_asked_for() -> None:
 
 
 def test_titles() -> None:
-    assert choose_plan(None, PACKED, card(12)).title(card(12)) == "4bit, VAE in tiles, about 11.6 GB expected"
-    assert choose_plan(None, PLAIN, card(80)).title(card(80)) == "bf16, about 37.3 GB expected"
+    assert choose_plan(None, PACKED, card(12)).title(card(12)) == "4bit, VAE in tiles, about 11.7 GB expected"
+    assert choose_plan(None, PLAIN, card(80)).title(card(80)) == "bf16, about 37.4 GB expected"
 
 
 def table() -> str:
