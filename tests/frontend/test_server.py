@@ -10,6 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 import image_gen_pb2
+from frontend import health
 from frontend.ports import CannotListen, require_free_port
 from frontend.probes import GrpcProbe, authority, own_target
 
@@ -50,6 +51,39 @@ async def test_health_of_an_unknown_service_is_not_found(frontend):
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
         await health_call(frontend, "Check")(health_pb2.HealthCheckRequest(service="nonsense"))
     assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_watcher_of_an_unknown_service_is_told_so(frontend, limit_s):
+    watch = health_call(frontend, "Watch")(
+        health_pb2.HealthCheckRequest(service="x" * 100_000), timeout=limit_s
+    )
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    watch.cancel()
+
+
+async def test_health_watchers_are_bounded(frontend, limit_s, monkeypatch):
+    monkeypatch.setattr(health, "WATCHERS_MAX", 3)
+
+    async def begun():
+        call = health_call(frontend, "Watch")(health_pb2.HealthCheckRequest(), timeout=limit_s)
+        return call, (await call.read()).status
+
+    opened = [await begun() for _ in range(3)]
+    assert [status for _, status in opened] == [SERVING] * 3
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await begun()
+    assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "3 health watchers are open" in refusal.value.details()
+    opened[0][0].cancel()
+    async with asyncio.timeout(limit_s):
+        while True:
+            try:
+                opened[0] = await begun()
+                break
+            except grpc.aio.AioRpcError:
+                continue  # The frontend has not heard of the cancel yet.
+    for call, _ in opened:
+        call.cancel()
 
 
 async def test_of_thousands_of_calls_at_once_each_is_answered(frontend):
