@@ -22,8 +22,8 @@ from frontend.events import (
 from frontend.job_desk import JobDesk
 from frontend.settings import FrontendSettings
 from proto.actor import Mailbox
+from proto.broker_link import BrokerLink
 from proto.codec import SLACK_BYTES, NotForThisRole
-from proto.dealer import BrokerLink
 from proto.file_watch import keep_fresh
 from proto.identifiers import new_identifier
 from proto.keyring import Keyring

@@ -30,7 +30,7 @@ KEEPS_CALLS: Final = Standing.REBUILDING
 
 
 @dataclass(slots=True, kw_only=True)
-class KnownBroker:
+class BrokerFacts:
     contact: BrokerContact
     ready_workers: int = 0
     """With a loaded model, idle or busy, as it said last."""
@@ -67,13 +67,13 @@ class KnownBroker:
 class Brokers(Contacts):
     """What is known of each."""
 
-    _known: tuple[KnownBroker, ...] = field(init=False)
+    _known: tuple[BrokerFacts, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         Contacts.__post_init__(self)
-        self._known = tuple(KnownBroker(contact=contact) for contact in self._contacts)
+        self._known = tuple(BrokerFacts(contact=contact) for contact in self._contacts)
 
-    def __getitem__(self, broker: int) -> KnownBroker:
+    def __getitem__(self, broker: int) -> BrokerFacts:
         return self._known[broker]
 
     def best(self, now: float) -> int:

@@ -17,7 +17,7 @@ STARTED_MAX: Final = 16
 
 
 @dataclass(slots=True, kw_only=True)
-class KnownBroker:
+class BrokerWants:
     contact: BrokerContact
     wanted: set[bytes] = field(default_factory=set)
     """Executions that its last view wanted, and those it has told to start since."""
@@ -31,11 +31,11 @@ class KnownBroker:
 class Brokers(Contacts):
     """And what each wants."""
 
-    _known: tuple[KnownBroker, ...] = field(init=False)
+    _known: tuple[BrokerWants, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         Contacts.__post_init__(self)
-        self._known = tuple(KnownBroker(contact=contact) for contact in self._contacts)
+        self._known = tuple(BrokerWants(contact=contact) for contact in self._contacts)
 
     def report_soon(self, now: float, *, known_to: Collection[int] = ()) -> None:
         """What this worker is, or what it does, has changed.

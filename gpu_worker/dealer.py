@@ -26,8 +26,8 @@ from gpu_worker.readings_thread import ReadingsThread
 from gpu_worker.session import Session
 from gpu_worker.status_text import status_text
 from proto.actor import Mailbox
+from proto.broker_link import BrokerLink
 from proto.codec import MAX_HEADER_BYTES, NotForThisRole
-from proto.dealer import BrokerLink
 from proto.identifiers import new_identifier
 from proto.keyring import Keyring
 from proto.logs import write_note

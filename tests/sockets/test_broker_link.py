@@ -7,8 +7,8 @@ import zmq
 from samples.wire import frontend_view, identifier, leave, worker_report, worker_view
 from structlog.testing import capture_logs
 
+from proto.broker_link import BrokerLink
 from proto.codec import NotForThisRole, decode, encode
-from proto.dealer import BrokerLink
 from proto.messages import Leave, WorkerReport
 from proto.sockets import close_context
 

@@ -11,8 +11,8 @@ from structlog.testing import capture_logs
 from broker.gatekeeper import MAX_ROUTES, Gatekeeper, RouteGuard
 from broker.router import CannotBind, Router
 from broker.settings import BrokerSettings
+from proto.broker_link import BrokerLink
 from proto.codec import encode
-from proto.dealer import BrokerLink
 from proto.keyring import Keyring
 from proto.messages import FrontendView, WorkerView
 from proto.sockets import SendResult
