@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from proto.latest import keep_latest
+
 MAX_FRONTENDS: Final = 1000
 """Known at once."""
 MAX_LEFT: Final = 1024
@@ -63,8 +65,7 @@ class FrontendTable:
 
     def leave(self, incarnation: bytes) -> None:
         self.left[incarnation] = None
-        while len(self.left) > MAX_LEFT:
-            del self.left[next(iter(self.left))]
+        keep_latest(self.left, MAX_LEFT)
 
     def remove(self, frontend: Frontend) -> None:
         del self.known[frontend.incarnation]

@@ -9,6 +9,7 @@ from broker.authorized_keys import ROLES, AuthorizedKeys, read_authorized_keys
 from broker.turned_away import TurnedAway
 from proto.curve import CurveServer
 from proto.key_file import read_key_pair
+from proto.latest import keep_latest
 from proto.operator_files import FileUnusable
 
 MAX_ROUTES: Final = 4096
@@ -103,8 +104,7 @@ class RouteGuard:
             self._gatekeeper.turned_away.add(self._role, why, key=public_key)
             return False
         self._keys[route] = public_key
-        if len(self._keys) > MAX_ROUTES:
-            del self._keys[next(iter(self._keys))]
+        keep_latest(self._keys, MAX_ROUTES)
         return True
 
     def may_be_told(self, route: bytes) -> bool:

@@ -6,6 +6,7 @@ from typing import Final
 
 from broker.jobs import Dispatched, JobTable, is_same_image, key_of
 from broker.workers import Offered, Running, Worker, WorkerTable
+from proto.latest import keep_latest
 from proto.messages import HeldOutcome, JobClaim, RunningExecution
 from proto.timing import Timing
 
@@ -56,8 +57,7 @@ class WishMaker:
 
     def own(self, execution_id: bytes) -> None:
         self.own_executions[execution_id] = None
-        while len(self.own_executions) > MAX_REMEMBERED:
-            del self.own_executions[next(iter(self.own_executions))]
+        keep_latest(self.own_executions, MAX_REMEMBERED)
 
     def disown(self, execution_id: bytes) -> None:
         self.own_executions.pop(execution_id, None)

@@ -9,6 +9,7 @@ from typing import Final, assert_never
 
 from broker.groups import Groups
 from broker.jobs import Key, Name, key_of, names_of
+from proto.latest import keep_latest
 from proto.messages import HeldOutcome, JobClaim, Outcome, RunningExecution, WorkerPhase, WorkerReport
 
 MAX_WORKERS: Final = 1000
@@ -412,8 +413,7 @@ class WorkerTable:
     def lose(self, worker: Worker, now: float) -> None:
         self.remove(worker)
         self.lost[worker.worker_id] = LostWorker(worker.report, worker.heard_at, now)
-        while len(self.lost) > MAX_LOST:
-            del self.lost[next(iter(self.lost))]
+        keep_latest(self.lost, MAX_LOST)
 
     def remove(self, worker: Worker) -> None:
         del self.registered[worker.worker_id]
@@ -426,8 +426,7 @@ class WorkerTable:
     def fence(self, incarnation: bytes, *, has_left: bool = False) -> Fenced:
         fenced = self.fenced.setdefault(incarnation, Fenced())
         fenced.has_left = fenced.has_left or has_left
-        while len(self.fenced) > MAX_FENCED:
-            del self.fenced[next(iter(self.fenced))]
+        keep_latest(self.fenced, MAX_FENCED)
         return fenced
 
     def forget_lost(self, before: float) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from proto.contact import BrokerContact, Contacts
+from proto.latest import keep_latest
 from proto.messages import WorkerView
 
 GATHER_S: Final = 0.01
@@ -66,8 +67,7 @@ class Brokers(Contacts):
         known = self._known[broker]
         known.wanted.add(execution_id)
         known.started[execution_id] = known.contact.seq
-        if len(known.started) > STARTED_MAX:
-            del known.started[next(iter(known.started))]
+        keep_latest(known.started, STARTED_MAX)
 
     def wanting(self, execution_id: bytes, now: float) -> list[int]:
         """Those that want it. Of one that is silent nobody knows any more what it wants."""

@@ -21,6 +21,7 @@ from gpu_worker.outcomes import EndedExecution, OutcomeStore
 from gpu_worker.slot import Busy, Free, Slot, Stopping, slot_deadlines
 from gpu_worker.tally import Tally
 from proto.failures import ENGINE_DEATHS, FailureCode, RefusalReason
+from proto.latest import keep_latest
 from proto.messages import (
     MAX_IMAGE_BYTES,
     ImageMade,
@@ -138,8 +139,7 @@ class Executions:
     def _remember_refused(self, execution_id: bytes, reason: RefusalReason) -> None:
         """Its broker will count it as not begun: then it must not begin when the same START comes again."""
         self._refused[execution_id] = reason
-        while len(self._refused) > REMEMBERED_EXECUTIONS:
-            del self._refused[next(iter(self._refused))]
+        keep_latest(self._refused, REMEMBERED_EXECUTIONS)
 
     def _start_again(self, broker: int, busy: Busy, start: Start, now: float) -> None:
         """Who wants the running execution may have changed since it began; it begins nothing."""

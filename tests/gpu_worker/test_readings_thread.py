@@ -52,6 +52,11 @@ def readings_thread(take: Callable[[], Readings], heard: Heard, interval_s: floa
     return thread
 
 
+def running_threads() -> set[threading.Thread]:
+    """Also of an earlier test, which need not have ended yet."""
+    return {each for each in threading.enumerate() if each.name == "readings"}
+
+
 async def test_readings_come_again_and_again() -> None:
     heard = Heard()
     thread = readings_thread(Taker(), heard)
@@ -77,23 +82,23 @@ async def test_what_comes_late_is_not_delivered() -> None:
         leave.wait(LIMIT_S)
         return READINGS
 
-    heard = Heard()
+    heard, others = Heard(), running_threads()
     thread = readings_thread(slowly, heard)
     await asyncio.to_thread(entered.wait, LIMIT_S)
+    (running,) = running_threads() - others
     thread.stop()
     leave.set()
-    (running,) = [each for each in threading.enumerate() if each.name == "readings"] or [None]
-    if running is not None:
-        await asyncio.to_thread(running.join, LIMIT_S)
+    await asyncio.to_thread(running.join, LIMIT_S)
+    assert not running.is_alive()
     await asyncio.sleep(0)  # for what the thread may have put into the loop
     assert heard.all == []
 
 
 async def test_it_stops_in_the_middle_of_an_interval() -> None:
-    heard = Heard()
+    heard, others = Heard(), running_threads()
     thread = readings_thread(Taker(), heard, interval_s=3600)
     await heard.next()
-    (running,) = [each for each in threading.enumerate() if each.name == "readings"]
+    (running,) = running_threads() - others
     thread.stop()
     await asyncio.to_thread(running.join, LIMIT_S)
     assert not running.is_alive()
