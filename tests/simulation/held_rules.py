@@ -17,7 +17,7 @@ class HeldRules:
         self._owed: dict[bytes, dict[bytes, float]] = {}
         """By worker: since when it has to list what, on its clock."""
         self._kept: dict[bytes, dict[bytes, float]] = {}
-        """Likewise, for repeats."""
+        """Likewise, for repeats, the oldest first."""
 
     def ended(self, worker: "WorkerActor", outcome: Outcome) -> None:
         """It sends an outcome, for the first time or again."""
@@ -30,19 +30,17 @@ class HeldRules:
             ledger.world.stats.images += 1
             ledger.held_bytes[worker.incarnation] += len(outcome.body)
 
-    def viewed(
-        self, worker: "WorkerActor", view: WorkerView, spared: set[bytes], perhaps: set[bytes]
-    ) -> None:
-        """A worker reads what a broker wants. `spared`: what it leaves as it is, for another one; `perhaps`:
-        what it may leave so, as that one is about to be silent.
-        """
+    def viewed(self, worker: "WorkerActor", view: WorkerView, spared: set[bytes]) -> None:
+        """A worker reads what a broker wants. `spared`: what it leaves as it is, for another one."""
         owed = self._owed.setdefault(worker.incarnation, {})
         kept = self._kept.setdefault(worker.incarnation, {})
-        for execution_id in set(view.keep) - perhaps:
-            if owed.pop(execution_id, None) is not None:
+        for execution_id in view.keep:
+            if execution_id not in spared and owed.pop(execution_id, None) is not None:
                 self._released(execution_id)
                 if self._ledger.executions[execution_id].is_image:
                     kept[execution_id] = worker.reading()
+        while len(kept) > self._ledger.world.limits.kept_max:
+            del kept[next(iter(kept))]  # For good, even if the one that it made room for goes soon.
         for execution_id in set(view.release) - spared:
             for listed in (owed, kept):
                 if listed.pop(execution_id, None) is not None:
@@ -64,10 +62,7 @@ class HeldRules:
             ledger.count(HELD)
             if execution_id not in listed and reading < since + limits.held_age_max_s:
                 raise ledger.breaks(HELD, f"{ledger.short(execution_id)} of {worker.name}")
-        kept = self._kept.get(worker.incarnation, {})
-        if len(kept) > limits.kept_max:
-            return
-        for execution_id, since in kept.items():
+        for execution_id, since in self._kept.get(worker.incarnation, {}).items():
             if reading >= since + limits.kept_age_max_s:
                 continue
             ledger.count(KEPT)

@@ -76,12 +76,11 @@ class Obedience:
                     wants.wanted, wants.echo = {*wanted, *wants.started}, message.echo
                 wants.epoch = message.epoch
                 glance = self._glance = self._look_at(worker, broker_index, message)
-                perhaps = {
-                    each
-                    for each in message.keep
-                    if self._others_who_want(worker, each, broker_index, 1 / MARGIN)
+                # By its own clock, and without a margin: what it does not spare it lets go of for good.
+                spared = {
+                    each for each in glance.named if self._others_who_want(worker, each, broker_index, 1)
                 }
-                self._held.viewed(worker, message, glance.spared, perhaps)
+                self._held.viewed(worker, message, spared)
             case Start(execution_id=execution_id, epoch=wants.epoch) if not self._is_stopping(
                 worker, execution_id
             ):
@@ -151,11 +150,11 @@ class Obedience:
         self, worker: "WorkerActor", execution_id: bytes, than: int | None, share: float = MARGIN
     ) -> list[int]:
         """Brokers other `than` this one, heard within this `share` of `broker_silent_s`."""
-        heard_since = worker.reading() - share * self._ledger.world.timing.broker_silent_s
+        now, within_s = worker.reading(), share * self._ledger.world.timing.broker_silent_s
         return [
             index
             for index, wants in self._wants.get(worker.incarnation, {}).items()
-            if index != than and execution_id in wants.wanted and wants.heard_at > heard_since
+            if index != than and execution_id in wants.wanted and now < wants.heard_at + within_s
         ]
 
     def _check_pushed(self, worker: "WorkerActor", execution_id: bytes, brokers: set[int]) -> None:
