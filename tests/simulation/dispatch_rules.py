@@ -194,9 +194,9 @@ class DispatchRules:
         images = {each.execution_id for each in report.held if each.failure is None}
         for execution in self._sent_to.get(report.incarnation, ()):
             if execution.execution_id in images:
-                execution.image_told_to.add(broker.epoch)
+                execution.image_told_to.setdefault(broker.epoch, self._ledger.world.now)
             else:
-                execution.image_told_to.discard(broker.epoch)
+                execution.image_told_to.pop(broker.epoch, None)
             if execution.execution_id not in listed:
                 self._came_to_nothing(broker, execution)
             if execution.execution_id not in running and execution is not beside:
@@ -278,7 +278,7 @@ class DispatchRules:
                 if execution.worker.name == worker_id:
                     self._offers.pop((broker.epoch, execution.worker.incarnation), None)
                     self._came_to_nothing(broker, execution)
-                    execution.image_told_to.discard(broker.epoch)
+                    execution.image_told_to.pop(broker.epoch, None)
                     if not self._ledger.is_linked(broker, execution.worker):  # It has a reason.
                         execution.reported_to.pop(broker.epoch, None)
 

@@ -50,8 +50,8 @@ class Execution:
     """The epoch of the broker that dispatched it, while it counts on it, as far as its messages tell."""
     returned_at: float | None = None
     """When that broker learnt that it came to nothing."""
-    image_told_to: set[bytes] = field(default_factory=set)
-    """Epochs of the brokers that were told last that its worker holds its image, finished or not."""
+    image_told_to: dict[bytes, float] = field(default_factory=dict)
+    """Since when which brokers, by epoch, have been told that its worker holds its image, finished or not."""
     reported_to: dict[bytes, float] = field(default_factory=dict)
     """Since when which brokers, by epoch, have been told that it runs, and nothing else since."""
 
@@ -225,6 +225,12 @@ class Ledger:
         if broker.index in call.been_at:
             return self._has_just_left(broker, call)
         return self._will_come(call, execution)
+
+    def can_want(self, broker: "BrokerActor", execution: Execution) -> bool:
+        """It has begun it, or was told of it so long ago that its views can say that a call waits for it."""
+        told_since = (told.get(broker.epoch) for told in (execution.reported_to, execution.image_told_to))
+        is_told = any(since is not None and since < self.world.now - 1.0 for since in told_since)
+        return execution.epoch == broker.epoch or (is_told and not self.has_twin(execution.worker))
 
     def _has_just_left(self, broker: "BrokerActor", call: Call) -> bool:
         """The one that it went to has not had the time to want its execution."""

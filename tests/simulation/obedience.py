@@ -3,15 +3,17 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from simulation.calls import Call
 from simulation.held_rules import HeldRules
 from simulation.invariants import MARGIN, OBEYED, PUSHED, TRULY, WANTED
-from simulation.ledger import Ledger
+from simulation.ledger import Execution, Ledger
 
 from gpu_worker.slot import Busy, Stopping, in_engine
 from proto.failures import FailureCode
 from proto.messages import Message, Outcome, Refuse, Start, WorkerReport, WorkerView
 
 if TYPE_CHECKING:
+    from simulation.broker_actor import BrokerActor
     from simulation.worker_actor import WorkerActor
 
 
@@ -174,7 +176,7 @@ class Obedience:
             ended = f"{self._name(glance.broker_index)} ends {self._ledger.short(execution_id)}"
             if execution_id in glance.spared:
                 raise self._ledger.breaks(OBEYED, f"{ended} of {worker.name}, and another broker wants it")
-            self._check_waiters(worker, glance.broker_index, execution_id, ended)
+            self._check_waiters(worker, glance, execution_id, ended)
 
     @staticmethod
     def _has_ended(
@@ -190,18 +192,29 @@ class Obedience:
             execution_id not in held or (held[execution_id] and not glance.held[execution_id])
         )
 
-    def _check_waiters(self, worker: "WorkerActor", by: int, execution_id: bytes, ended: str) -> None:
+    def _check_waiters(self, worker: "WorkerActor", glance: Glance, execution_id: bytes, ended: str) -> None:
         """Whatever the brokers have said: nobody waits for it at another one that is there."""
         ledger, execution = self._ledger, self._ledger.executions[execution_id]
         if execution.ended_at is not None and not execution.is_image:
             return  # A failure, which nobody needs.
         for broker in ledger.world.brokers:
-            if broker.index != by and ledger.is_linked(broker, worker):
+            if broker.index != glance.broker_index and ledger.is_linked(broker, worker):
                 ledger.count(WANTED)
-                waiters = ledger.patient_waiters(execution, broker)
-                if waiters:
-                    waiter = ledger.short(waiters[0].job_id)
-                    raise ledger.breaks(WANTED, f"{ended}, and {waiter} waits at {broker.name}")
+                for call in ledger.patient_waiters(execution, broker):
+                    if self._could_be_told(call, broker, execution, glance.view.epoch):
+                        waiter = ledger.short(call.job_id)
+                        raise ledger.breaks(WANTED, f"{ended}, and {waiter} waits at {broker.name}")
+
+    def _could_be_told(self, call: Call, broker: "BrokerActor", execution: Execution, ender: bytes) -> bool:
+        """Whether the one that ends it, of this epoch, could know of the call.
+
+        Its broker wants what it was told of, not what has just begun for another one's call. While a call
+        moves nobody wants what it waits for: who has begun or adopted it for another call of its own ends it
+        with that one (PROTOCOL.md §10); all others leave it alone for a while.
+        """
+        if call.at == broker.index:
+            return self._ledger.can_want(broker, execution)
+        return broker.index not in call.been_at or ender not in execution.owners
 
     def _name(self, broker_index: int) -> str:
         return self._ledger.world.brokers[broker_index].name
