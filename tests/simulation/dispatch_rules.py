@@ -264,6 +264,8 @@ class DispatchRules:
             since = execution.reported_to.get(broker.epoch)
             if since is None or not execution.is_running or broker.epoch in execution.cancelled_by:
                 continue
+            if ledger.has_twin(execution.worker):
+                continue  # This one may not be heard.
             if broker.is_calm_since(since) and execution.worker.is_calm_with(broker.index, since):
                 detail = f"{ledger.short(call.job_id)}, and {ledger.short(execution.execution_id)} runs"
                 raise ledger.breaks(JOINED, f"{detail} on {execution.worker.name}")
