@@ -1,5 +1,6 @@
 """What brokers may cancel and release, and what they have to."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from simulation.calls import Identity, identity_of
@@ -17,15 +18,26 @@ NEARLY_OVER_S = 4.0
 """Left of an execution's time: then its end needs no other reason."""
 
 
+@dataclass(slots=True)
+class LetGo:
+    """What a broker was told of a call that waits elsewhere."""
+
+    seq: int
+    """Of the latest report that says so."""
+    at: float
+    """When it heard the first one, on its clock."""
+    current: set[bytes]
+    """What it had begun for it, and counted on until then. What it did not want any more is as another's."""
+
+
 class WishRules:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._wanted_elsewhere: dict[tuple[bytes, bytes], set[bytes]] = {}
         """By epoch and worker: what its latest report said that others want."""
 
-        self._let_go: dict[tuple[bytes, Identity], tuple[int, float]] = {}
-        """By epoch and identity: the number of the latest report that told this broker that the call waits
-        elsewhere, and when the first one did, on its clock."""
+        self._let_go: dict[tuple[bytes, Identity], LetGo] = {}
+        """By epoch and identity."""
         self._submitted: dict[tuple[bytes, Identity], int] = {}
         """Likewise: the number of its latest SUBMIT."""
 
@@ -41,8 +53,8 @@ class WishRules:
         """The call waits here, perhaps again."""
         of = (broker.epoch, identity_of(submit.claim))
         self._submitted[of] = max(submit.seq, self._submitted.get(of, 0))
-        if submit.seq > self._let_go.get(of, (0, 0.0))[0]:
-            self._let_go.pop(of, None)
+        if of in self._let_go and submit.seq > self._let_go[of].seq:
+            del self._let_go[of]
 
     def left(self, broker: "BrokerActor", report: FrontendReport) -> None:
         """A frontend tells a broker which of its calls wait elsewhere now."""
@@ -53,9 +65,10 @@ class WishRules:
             of = (broker.epoch, call.identity)
             if report.seq < self._submitted.get(of, 0):
                 continue
-            seq, told_at = self._let_go.get(of, (0, broker.reading()))
-            self._let_go[of] = (max(seq, report.seq), told_at)
             begun = self._ledger.alike.get(call.identity, ())
+            current = {each.execution_id for each in begun if each.current_for == broker.epoch}
+            told = self._let_go.setdefault(of, LetGo(report.seq, broker.reading(), current))
+            told.seq = max(told.seq, report.seq)
             if any(each.epoch == broker.epoch for each in begun):
                 self._ledger.count(LET_GO)
 
@@ -96,12 +109,10 @@ class WishRules:
             execution = ledger.executions[execution_id]
             if execution.ended_at is not None and not execution.is_image:
                 continue  # A failure, which nobody needs.
-            _, told_at = self._let_go.get((broker.epoch, execution.identity), (0, None))
-            is_current = execution.epoch == broker.epoch and execution.returned_at is None
-            was_ended = broker.epoch in execution.cancelled_by  # Before it heard of the move.
-            if told_at is None or not is_current or was_ended or execution.identity not in ledger.waiting:
+            told = self._let_go.get((broker.epoch, execution.identity))
+            if told is None or execution_id not in told.current or execution.identity not in ledger.waiting:
                 continue
-            if broker.reading() - told_at < MARGIN * ledger.world.timing.rebuild_s:
+            if broker.reading() - told.at < MARGIN * ledger.world.timing.rebuild_s:
                 detail = f"{broker.name} ends {ledger.short(execution_id)}"
                 raise ledger.breaks(LET_GO, detail)
 
