@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from simulation.calls import Call
-from simulation.invariants import CALM_S, MISMATCH, ONE_A_KEY
-from simulation.ledger import Ledger
+from simulation.invariants import CALM_S, MARGIN, MISMATCH, ONE_A_KEY
+from simulation.ledger import Execution, Ledger
 
 if TYPE_CHECKING:
     from simulation.broker_actor import BrokerActor
@@ -100,10 +100,20 @@ class KeyRules:
         if call.at is None:
             return False
         ledger, known_since = self._ledger, call.opened_at - REPORTED_S
+        broker = ledger.world.brokers[call.at]
         return any(
             execution.is_drawing
             and call.accepted_by not in execution.cancelled_by
             and execution.reported_to.get(call.accepted_by, known_since) < known_since
-            and ledger.is_linked(ledger.world.brokers[call.at], execution.worker)
+            and not self._is_about_to_end(execution, broker)
+            and ledger.is_linked(broker, execution.worker)
             for execution in ledger.alike.get(other.identity, ())
         )
+
+    def _is_about_to_end(self, execution: Execution, broker: "BrokerActor") -> bool:
+        """No broker has wanted it for so long that this one tells so to its worker with its next view."""
+        unwanted_since = execution.unwanted_to.get(broker.epoch)
+        may_go_on = broker.epoch in execution.owners or execution.claim.idempotency_hash is not None
+        if may_go_on or unwanted_since is None:
+            return False
+        return broker.reading() - unwanted_since > MARGIN * self._ledger.world.timing.rebuild_s

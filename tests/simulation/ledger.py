@@ -55,6 +55,9 @@ class Execution:
     reported_to: dict[bytes, float] = field(default_factory=dict)
     """Since when which brokers, by epoch, have been told that it runs, and nothing else since."""
 
+    unwanted_to: dict[bytes, float] = field(default_factory=dict)
+    """Since when which brokers, by epoch, have been told that no other one wants it, on their clocks."""
+
     @property
     def is_detached(self) -> bool:
         """By its first claim, or by a later one."""

@@ -42,10 +42,16 @@ class WishRules:
         """Likewise: the number of its latest SUBMIT."""
 
     def reported(self, broker: "BrokerActor", report: WorkerReport) -> None:
-        named = {outcome.execution_id for outcome in report.held if outcome.wanted_elsewhere}
-        if report.running is not None and report.running.wanted_elsewhere:
-            named.add(report.running.execution_id)
+        running = () if report.running is None else (report.running,)
+        listed = (*running, *report.held)
+        named = {each.execution_id for each in listed if each.wanted_elsewhere}
         self._wanted_elsewhere[(broker.epoch, report.incarnation)] = named
+        for each in listed:
+            unwanted_to = self._ledger.executions[each.execution_id].unwanted_to
+            if each.wanted_elsewhere:
+                unwanted_to.pop(broker.epoch, None)
+            else:
+                unwanted_to.setdefault(broker.epoch, broker.reading())
         if report.running is not None and report.running.claim.detach:
             self._ledger.executions[report.running.execution_id].detached_at.add(broker.epoch)
 
