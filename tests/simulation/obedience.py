@@ -188,9 +188,11 @@ class Obedience:
             return execution_id == glance.drawn and slot.code is FailureCode.CANCELLED
         if execution_id in glance.encoded:
             return execution_id not in worker.session.encoding
-        return execution_id in glance.held and (
-            execution_id not in held or (held[execution_id] and not glance.held[execution_id])
-        )
+        if execution_id not in glance.held:
+            return False
+        if glance.held[execution_id] and execution_id not in glance.view.release:
+            return False  # It was kept already: told so again, it can only have given way to another one.
+        return execution_id not in held or (held[execution_id] and not glance.held[execution_id])
 
     def _check_waiters(self, worker: "WorkerActor", glance: Glance, execution_id: bytes, ended: str) -> None:
         """Whatever the brokers have said: nobody waits for it at another one that is there."""
