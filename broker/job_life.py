@@ -116,8 +116,11 @@ class JobLife:
         self._fail_exhausted(now)
         idle = self._state.workers.idle
         while idle and (job := self._state.jobs.next_waiting()) is not None:
+            # Another broker may have begun it since it was looked at last, and it may have failed there.
             self.adoption.look_everywhere(job, None, now)
-            if job.is_waiting:  # Another broker may have begun it, since it was looked at last.
+            if job.is_waiting and job.is_exhausted:
+                self._fail_exhausted(now)
+            elif job.is_waiting:
                 self._start(job, idle.longest(rather_not=job.last_worker_id), now)
 
     def _fail_exhausted(self, now: float) -> None:

@@ -6,7 +6,7 @@ from samples.wire import claim, held, identifier
 
 from broker.jobs import Dispatched
 from proto.failures import FailureCode, RefusalReason
-from proto.messages import FrontendView, JobState, Refuse, Start
+from proto.messages import FrontendView, JobState, Outcome, Refuse, Start
 
 JOB = identifier("job")
 THEIRS = identifier("theirs")
@@ -208,6 +208,23 @@ def test_a_job_whose_attempt_failed_takes_what_another_broker_has_begun_of_its_c
     standby.worker()
     assert standby.job().current_execution == THEIRS
     assert standby.starts() == []
+
+
+@pytest.mark.parametrize(
+    ("counters", "code"),
+    [({"crashes": 2}, FailureCode.POISON_JOB), ({"attempts": 3}, FailureCode.ENGINE_CRASHED)],
+)
+def test_what_failed_of_it_for_another_broker_meanwhile_counts_before_it_is_begun_again(
+    standby, counters, code
+):
+    """While it ran here nobody looked at what is held of it elsewhere."""
+    execution_id = standby.run_job()
+    failed = held(THEIRS, claim=claim(**counters), failure=FailureCode.ENGINE_CRASHED)
+    standby.worker("second", held=(failed,))
+    standby.failure(execution_id, FailureCode.ENGINE_CRASHED, crashes=1)
+    assert standby.starts() == []
+    (outcome,) = standby.to_frontend(Outcome)
+    assert outcome.failure.code is code
 
 
 def test_two_brokers_that_started_something_on_one_worker(standby):
