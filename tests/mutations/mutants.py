@@ -407,6 +407,11 @@ MUTANTS: Final = [
         first=300958,
     ),
     mutant(
+        "a job is begun though another broker's failures have exhausted it",
+        ("broker/job_life.py", "            if job.is_waiting and job.is_exhausted:", "            if 0:"),
+        first=614199,
+    ),
+    mutant(
         "a worker that was sent a START counts as idle",
         (
             "broker/workers.py",
