@@ -1,54 +1,49 @@
 """Who may send calls here: the standard gRPC health service, and what /healthz and /readyz say."""
 
 import asyncio
+from collections import Counter
 from typing import Any, Final
 
 import grpc
-from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import aio as grpc_health
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from frontend.cluster import Cluster
 from frontend.service import SERVICE_NAME
 
 WHOLE_SERVER: Final = ""
-WATCHERS_MAX: Final = 4096
-"""Open `Watch` calls, which need no key and stay: clients that balance keep one for each channel."""
-_UNKNOWN: Final = "unknown"
+WATCHERS_MAX: Final = 1024
+"""Open `Watch` calls of one address. They need no key and stay: clients that balance keep one a channel."""
+NAME_MAX_CHARACTERS: Final = 256
+"""Of a service: a watched name is kept as long as its call."""
+
+_Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Health:
     """The frontend serves until it drains; `imagegen.ImageGen` serves only with a ready worker."""
 
     def __init__(self) -> None:
-        self.servicer = _BoundedServicer()
+        self.servicer = HealthServicer()
         self.serving = False
         self._ready = False
-        self._changed = asyncio.Event()
 
     def readiness_changed(self, ready: bool) -> None:
         """Whether a worker is ready; may be called at any time."""
         self._ready = ready
-        self._changed.set()
+        self._publish()
 
-    async def publish(self) -> None:
-        """Pass every change on to the health service, until cancelled."""
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            await self._publish_now()
-
-    async def start(self) -> None:
+    def start(self) -> None:
         self.serving = True
-        await self._publish_now()
+        self._publish()
 
-    async def stop(self) -> None:
-        """From now on, and for good, nothing serves here."""
+    def stop(self) -> None:
+        """From now on nothing serves here."""
         self.serving = False
-        await self.servicer.enter_graceful_shutdown()
+        self._publish()
 
-    async def _publish_now(self) -> None:
-        await self.servicer.set(WHOLE_SERVER, _status(self.serving))
-        await self.servicer.set(SERVICE_NAME, _status(self.serving and self._ready))
+    def _publish(self) -> None:
+        self.servicer.set(WHOLE_SERVER, _status(self.serving))
+        self.servicer.set(SERVICE_NAME, _status(self.serving and self._ready))
 
     def why_not_serving(self) -> str | None:
         return None if self.serving else "this frontend is starting or shutting down"
@@ -64,28 +59,61 @@ class Health:
         return None
 
 
-class _BoundedServicer(grpc_health.HealthServicer):
-    """The library's, in which strangers cannot take all memory."""
+class HealthServicer(health_pb2_grpc.HealthServicer):
+    """`grpc.health.v1.Health`. The library's own lets a watcher that does not read hold up all others: it
+    writes to each with the lock in its hand that a change of status needs, and that a drain waits for.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
-        self._watchers = 0
+        self._statuses: dict[str, int] = {}
+        self._changed = asyncio.Event()
+        """Of the present statuses: set, and replaced, when one changes."""
+        self._watchers: Counter[str] = Counter()
+        """By address."""
+
+    def set(self, service: str, status: int) -> None:
+        if self._statuses.get(service) != status:
+            self._statuses[service] = status
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def Check(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: _Context
+    ) -> health_pb2.HealthCheckResponse:
+        status = self._statuses.get(request.service)
+        if status is None:
+            known = ", ".join(repr(each) for each in self._statuses)
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no such service; there are {known}")
+        return health_pb2.HealthCheckResponse(status=status)
 
     async def Watch(  # noqa: N802
-        self, request: health_pb2.HealthCheckRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+        self, request: health_pb2.HealthCheckRequest, context: _Context
     ) -> None:
-        if self._watchers >= WATCHERS_MAX:
-            await context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, f"{WATCHERS_MAX} health watchers are open: use Check"
-            )
-        if request.service not in {WHOLE_SERVER, SERVICE_NAME}:
-            # It would be kept as long as it is watched, and nothing here is ever added.
-            request = health_pb2.HealthCheckRequest(service=_UNKNOWN)
-        self._watchers += 1
+        if len(request.service) > NAME_MAX_CHARACTERS:
+            detail = f"a service's name has {NAME_MAX_CHARACTERS} characters at most"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, detail)
+        address = context.peer().rpartition(":")[0]
+        if self._watchers[address] >= WATCHERS_MAX:
+            detail = f"{WATCHERS_MAX} health watchers of this address are open"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, detail)
+        self._watchers[address] += 1
         try:
-            await super().Watch(request, context)
+            await self._tell(request.service, context)
         finally:
-            self._watchers -= 1
+            self._watchers[address] -= 1
+            if not self._watchers[address]:
+                del self._watchers[address]
+
+    async def _tell(self, service: str, context: _Context) -> None:
+        """The status, now and at each change, until the watcher leaves."""
+        told = None
+        while True:
+            changed = self._changed
+            status = self._statuses.get(service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+            if status != told:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                told = status
+            await changed.wait()
 
 
 def _status(serves: bool) -> int:

@@ -97,9 +97,7 @@ async def running_frontend(
         stack.push_async_callback(cluster.close)
         await cluster.start()
         await server.start()
-        publisher = asyncio.create_task(frontend_health.publish())
-        stack.push_async_callback(_end, publisher)
-        await frontend_health.start()
+        frontend_health.start()
         _log_start(settings, edge, grpc_port, http_port)
         watch = ServiceWatch(
             status=lambda: status_text(cluster, open_calls, draining=not frontend_health.serving),
@@ -225,7 +223,7 @@ async def _drain(
     Meanwhile new calls are still answered, with a reason. Waiting is for answers only: a health watcher
     stays for ever and must not hold up the end.
     """
-    await frontend_health.stop()
+    frontend_health.stop()
     cluster.drain()
     try:
         async with asyncio.timeout(settings.drain_s):
@@ -234,11 +232,6 @@ async def _drain(
         log.warning("drain time is over, open calls are given up", drain_s=settings.drain_s)
         await cluster.close()  # Every open call gets its reason.
     await server.stop(FLUSH_S)
-
-
-async def _end(publisher: asyncio.Task[None]) -> None:
-    publisher.cancel()
-    await asyncio.wait([publisher])
 
 
 def _log_start(settings: FrontendSettings, edge: Edge, grpc_port: int, http_port: int) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import struct
 import sys
 
 import grpc
@@ -54,14 +55,20 @@ async def test_health_of_an_unknown_service_is_not_found(frontend):
 
 
 async def test_a_watcher_of_an_unknown_service_is_told_so(frontend, limit_s):
-    watch = health_call(frontend, "Watch")(
-        health_pb2.HealthCheckRequest(service="x" * 100_000), timeout=limit_s
-    )
+    watch = health_call(frontend, "Watch")(health_pb2.HealthCheckRequest(service="nonsense"), timeout=limit_s)
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
     watch.cancel()
 
 
-async def test_health_watchers_are_bounded(frontend, limit_s, monkeypatch):
+async def test_a_name_that_no_service_has_is_not_kept(frontend, limit_s):
+    request = health_pb2.HealthCheckRequest(service="x" * 257)
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await health_call(frontend, "Watch")(request, timeout=limit_s).read()
+    assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "256 characters" in refusal.value.details()
+
+
+async def test_health_watchers_of_an_address_are_bounded(frontend, limit_s, monkeypatch):
     monkeypatch.setattr(health, "WATCHERS_MAX", 3)
 
     async def begun():
@@ -73,7 +80,7 @@ async def test_health_watchers_are_bounded(frontend, limit_s, monkeypatch):
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
         await begun()
     assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "3 health watchers are open" in refusal.value.details()
+    assert "3 health watchers of this address are open" in refusal.value.details()
     opened[0][0].cancel()
     async with asyncio.timeout(limit_s):
         while True:
@@ -84,6 +91,53 @@ async def test_health_watchers_are_bounded(frontend, limit_s, monkeypatch):
                 continue  # The frontend has not heard of the cancel yet.
     for call, _ in opened:
         call.cancel()
+
+
+async def watch_without_reading(frontend, service):
+    """Over HTTP/2 by hand, as a peer to which nothing may be written: its window is 0 bytes."""
+
+    def frame(kind, flags, stream, payload=b""):
+        return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
+
+    def field(name, value):
+        return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+    fields = {
+        b":method": b"POST",
+        b":scheme": b"http",
+        b":path": b"/grpc.health.v1.Health/Watch",
+        b":authority": b"x",
+        b"content-type": b"application/grpc",
+        b"te": b"trailers",
+    }
+    message = health_pb2.HealthCheckRequest(service=service).SerializeToString()
+    reader, writer = await asyncio.open_connection("127.0.0.1", frontend.grpc_port)
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, struct.pack("!HI", 4, 0)))
+    writer.write(frame(1, 4, 1, b"".join(field(*each) for each in fields.items())))
+    writer.write(frame(0, 1, 1, b"\0" + len(message).to_bytes(4) + message))
+    kind = None
+    while kind != 1:  # The headers of the answer: its first message waits behind them.
+        head = await reader.readexactly(9)
+        kind = head[3]
+        await reader.readexactly(int.from_bytes(head[:3]))
+    return writer
+
+
+async def test_who_watches_and_does_not_read_holds_up_nobody(start_frontend, limit_s):
+    async with asyncio.timeout(limit_s):
+        async with start_frontend(drain_s=0.2) as frontend:
+            mute = [await watch_without_reading(frontend, each) for each in ("", "imagegen.ImageGen")]
+            frontend.cluster.set_ready_workers(1)
+            request = health_pb2.HealthCheckRequest(service="imagegen.ImageGen")
+            watch = health_call(frontend, "Watch")(request, timeout=limit_s)
+            assert (await watch.read()).status == SERVING
+            frontend.cluster.set_ready_workers(0)
+            assert (await watch.read()).status == NOT_SERVING
+            assert (await health_call(frontend, "Check")(request)).status == NOT_SERVING
+            watch.cancel()
+        assert frontend.cluster.life == ["started", "drained", "closed"]
+    for each in mute:
+        each.close()
 
 
 async def test_of_thousands_of_calls_at_once_each_is_answered(frontend):
