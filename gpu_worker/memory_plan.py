@@ -3,7 +3,7 @@
 A plan's expected peak is the weights that stay on the device, the working memory of the largest phase (text,
 step, decode) at the largest size of the contract, and an allowance for what the libraries take. The working
 memory is derived with fake tensors (`tests/benchmarks/working_memory.py`); on an H200 torch's tensors took
-that much to 0.1 GB (docs/gpu-host.md). Where there is room, torch keeps 2 to 3 GB of freed memory beyond it.
+that much to 0.2 GB (docs/gpu-host.md). Where there is room, torch keeps 2 to 3 GB of freed memory beyond it.
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,6 @@ see the same machine.
 """
 
 import argparse
-import itertools
 import json
 import os
 import statistics
@@ -20,9 +19,11 @@ from typing import Any, Final, get_args
 import pynvml
 import torch
 
+from gpu_worker.engines.devices import device_memory
 from gpu_worker.engines.engine import EngineJob
 from gpu_worker.engines.flux import FluxEngine
-from gpu_worker.memory_plan import MemoryPlan, PlanName
+from gpu_worker.engines.footprint import read_footprint
+from gpu_worker.memory_plan import MemoryPlan, PlanName, choose_plan
 from gpu_worker.readings import visible_handles
 from proto.messages import ImageParameters, JobPhase
 
@@ -54,6 +55,8 @@ class Figures:
     device: str
     load_s: float
     warm_up_s: float
+    expected_bytes: int
+    """Of the whole process, by its plan."""
     loaded_bytes: int
     """Of the allocator, after loading."""
     context_bytes: int
@@ -64,26 +67,28 @@ class Figures:
 
 
 class Stopwatch:
-    """Takes part in a drawing as its progress callback. Waits for the device: the times are that one's."""
+    """Takes part in a drawing as its progress callback. Waits for the device where a phase begins, and only
+    there: at each step it would make the drawing slower.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._began_at = dict[tuple[JobPhase, int], float]()
-        self._last = time.perf_counter()
+        self._began_at: dict[JobPhase, float] = {}
 
-    def __call__(self, phase: JobPhase, step: int) -> None:
-        synchronize(self._device)
-        self._began_at[phase, step] = time.perf_counter()
-
-    def steps_s(self) -> list[float]:
-        instants = [instant for (phase, _), instant in self._began_at.items() if phase is JobPhase.STEP]
-        return [after - before for before, after in itertools.pairwise(instants)]
+    def __call__(self, phase: JobPhase, _step: int) -> None:
+        if phase not in self._began_at:
+            synchronize(self._device)
+            self._began_at[phase] = time.perf_counter()
 
     def text_s(self) -> float:
-        return self._began_at[JobPhase.STEP, 0] - self._began_at[JobPhase.TEXT, 0]
+        return self._began_at[JobPhase.STEP] - self._began_at[JobPhase.TEXT]
+
+    def step_s(self, steps: int) -> float:
+        """Mean."""
+        return (self._began_at[JobPhase.DECODE] - self._began_at[JobPhase.STEP]) / steps
 
     def decode_s(self, ended_at: float) -> float:
-        return ended_at - max(self._began_at.values())
+        return ended_at - self._began_at[JobPhase.DECODE]
 
 
 def synchronize(device: torch.device) -> None:
@@ -120,6 +125,7 @@ def measure(
     used_before = used_by_all(device)
     synchronize(device)
     context_bytes = used_by_all(device) - used_before
+    choice = choose_plan(plan, read_footprint(folder), device_memory(device, device_name))
     began = time.perf_counter()
     engine = FluxEngine(folder, device=device_name, memory_plan=plan, prompt_cache_bytes_max=1 << 26)
     card = engine.load(lambda _what, _percent: None)
@@ -134,6 +140,7 @@ def measure(
         device=card.device,
         load_s=loaded - began,
         warm_up_s=warm - loaded,
+        expected_bytes=choice.expected_peak_bytes,
         loaded_bytes=loaded_bytes,
         context_bytes=context_bytes,
         process_bytes=0,
@@ -155,21 +162,19 @@ def _measure_size(
     }
     for number in range(rounds + 1):
         prompt = f"{PROMPT}, {side} pixels, number {number}"
+        watch = Stopwatch(device)
         began = time.perf_counter()
-        engine.generate(_job(prompt, side, steps), lambda _phase, _step: None)
+        engine.generate(_job(prompt, side, steps), watch)
         ended = time.perf_counter()
         engine.generate(_job(prompt, side, steps), lambda _phase, _step: None)
         again = time.perf_counter()
-        watch = Stopwatch(device)  # By itself: it waits for the device at each step.
-        engine.generate(_job(f"{prompt}, watched", side, steps), watch)
-        watched = time.perf_counter()
         if number == 0:
             continue  # the first picture of a size chooses its kernels
         taken["whole"].append(ended - began)
         taken["cached"].append(again - ended)
-        taken["step"] += watch.steps_s()
+        taken["step"].append(watch.step_s(steps))
         taken["text"].append(watch.text_s())
-        taken["decode"].append(watch.decode_s(watched))
+        taken["decode"].append(watch.decode_s(ended))
         if stock_pipeline is not None:
             began = time.perf_counter()
             _draw_stock(stock_pipeline, f"{prompt}, stock", side, steps)
@@ -221,6 +226,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stock", action="store_true")
     given = parser.parse_args()
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # As NVML numbers them.
     plan = None if given.plan == "auto" else MemoryPlan(given.plan)
     figures = measure(
         given.folder, plan, given.device, given.sizes, given.steps, given.rounds, stock=given.stock

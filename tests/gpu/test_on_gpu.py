@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from gpu.back_to_back import measure_pause
-from gpu.bench import expected_in, run_offline
+from gpu.bench import run_offline
 from gpu.measure import allocated, synchronize
 
 from gpu_worker.engines.devices import free_memory
@@ -37,10 +37,12 @@ def measured(folder: Path, plan: PlanName, device: str, *more: str) -> dict[str,
 
 
 def assert_within(figures: dict[str, Any]) -> None:
-    """For torch's tensors. Where there is room it keeps more, and gives that back when it is short."""
-    expected_bytes = 1e9 * float(expected_in(figures["title"]).removesuffix(" GB"))
+    """For torch's tensors. Where there is room it keeps more, and gives that back when it is short.
+
+    Of the allowance half is for what the derivation of the working memory does not see.
+    """
     peak_bytes = max(size["peak_bytes"] for size in figures["sizes"])
-    assert peak_bytes <= expected_bytes - CONTEXT_BYTES - GPU_ALLOWANCE_BYTES + 0.1e9
+    assert peak_bytes <= figures["expected_bytes"] - CONTEXT_BYTES - GPU_ALLOWANCE_BYTES // 2
 
 
 @pytest.mark.parametrize("plan", list(MemoryPlan))

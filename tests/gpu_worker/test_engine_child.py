@@ -63,7 +63,7 @@ def test_an_embedded_model_that_is_not_whole_is_found_before_anything_is_importe
 @pytest.mark.parametrize(
     ("error", "hopeless", "temporary", "status"),
     [
-        (ModelUnusable("memory plan bf16 needs about 37.3 GB"), True, False, EXIT_BAD_CONFIGURATION),
+        (ModelUnusable("memory plan bf16 needs about 37.4 GB"), True, False, EXIT_BAD_CONFIGURATION),
         (NotEnoughFreeMemory("others use 19.3 GB now"), False, True, 1),
         (OutOfDeviceMemory("memory plan 4bit: out of memory in a first image"), False, False, 1),
     ],
