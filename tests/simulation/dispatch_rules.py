@@ -190,17 +190,27 @@ class DispatchRules:
             listed.add(execution_id)
             known_since = self._ledger.executions[execution_id].reported_to
             known_since.setdefault(broker.epoch, self._ledger.world.now)
-        beside = None if offer is None else offer.beside
         images = {each.execution_id for each in report.held if each.failure is None}
         for execution in self._sent_to.get(report.incarnation, ()):
-            if execution.execution_id in images:
-                execution.image_told_to.setdefault(broker.epoch, self._ledger.world.now)
-            else:
-                execution.image_told_to.pop(broker.epoch, None)
             if execution.execution_id not in listed:
                 self._came_to_nothing(broker, execution)
-            if execution.execution_id not in running and execution is not beside:
-                execution.reported_to.pop(broker.epoch, None)
+            if offer is None or offer.beside is not execution:
+                self._note_listed(broker, execution, running, images)
+
+    def _note_listed(
+        self, broker: "BrokerActor", execution: Execution, running: set[bytes], images: set[bytes]
+    ) -> None:
+        """What a report makes the broker believe of it. An image that was drawn there is still there."""
+        if execution.execution_id in images:
+            execution.image_told_to.add(broker.epoch)
+        else:
+            execution.image_told_to.discard(broker.epoch)
+        if execution.execution_id in running | images:
+            execution.listed_to.setdefault(broker.epoch, self._ledger.world.now)
+        else:
+            execution.listed_to.pop(broker.epoch, None)
+        if execution.execution_id not in running:
+            execution.reported_to.pop(broker.epoch, None)
 
     def _open_offer(self, broker: "BrokerActor", report: WorkerReport) -> Offer | None:
         """A START that this report may have crossed, as it knows nothing of it.
@@ -254,6 +264,7 @@ class DispatchRules:
         beside = self._close_offer(broker, execution)
         if beside is not None:
             beside.reported_to.setdefault(broker.epoch, self._ledger.world.now)
+            beside.listed_to.setdefault(broker.epoch, self._ledger.world.now)
         self._came_to_nothing(broker, execution)
 
     def refused_call(self, broker: "BrokerActor", call: Call) -> None:
@@ -280,9 +291,10 @@ class DispatchRules:
                 if execution.worker.name == worker_id:
                     self._offers.pop((broker.epoch, execution.worker.incarnation), None)
                     self._came_to_nothing(broker, execution)
-                    execution.image_told_to.pop(broker.epoch, None)
+                    execution.image_told_to.discard(broker.epoch)
                     if not self._ledger.is_linked(broker, execution.worker):  # It has a reason.
                         execution.reported_to.pop(broker.epoch, None)
+                        execution.listed_to.pop(broker.epoch, None)
 
     def _came_to_nothing(self, broker: "BrokerActor", execution: Execution) -> None:
         if execution.current_for == broker.epoch:

@@ -50,11 +50,12 @@ class Execution:
     """The epoch of the broker that dispatched it, while it counts on it, as far as its messages tell."""
     returned_at: float | None = None
     """When that broker learnt that it came to nothing."""
-    image_told_to: dict[bytes, float] = field(default_factory=dict)
-    """Since when which brokers, by epoch, have been told that its worker holds its image, finished or not."""
+    image_told_to: set[bytes] = field(default_factory=set)
+    """Epochs of the brokers that were told last that its worker holds its image, finished or not."""
     reported_to: dict[bytes, float] = field(default_factory=dict)
     """Since when which brokers, by epoch, have been told that it runs, and nothing else since."""
-
+    listed_to: dict[bytes, float] = field(default_factory=dict)
+    """Since when which brokers, by epoch, have been told that it is there: it runs, or its image is held."""
     unwanted_to: dict[bytes, float] = field(default_factory=dict)
     """Since when which brokers, by epoch, have been told that no other one wants it, on their clocks."""
 
@@ -230,10 +231,16 @@ class Ledger:
         return self._will_come(call, execution)
 
     def can_want(self, broker: "BrokerActor", execution: Execution) -> bool:
-        """It has begun it, or was told of it so long ago that its views can say that a call waits for it."""
-        told_since = (told.get(broker.epoch) for told in (execution.reported_to, execution.image_told_to))
-        is_told = any(since is not None and since < self.world.now - 1.0 for since in told_since)
-        return execution.epoch == broker.epoch or (is_told and not self.has_twin(execution.worker))
+        """It has begun it, or was told of it so long ago that its views can say that a call waits for it.
+
+        The first report of it counts, whatever has become of it since. Who has adopted it has heard its
+        worker, though another process has the same name.
+        """
+        if execution.epoch == broker.epoch:
+            return True
+        since = execution.listed_to.get(broker.epoch)
+        is_heard = broker.epoch in execution.owners or not self.has_twin(execution.worker)
+        return is_heard and since is not None and since < self.world.now - 1.0
 
     def _has_just_left(self, broker: "BrokerActor", call: Call) -> bool:
         """The one that it went to has not had the time to want its execution."""
