@@ -201,13 +201,24 @@ class Ledger:
         return [other for other in alike[:position] if other.may_answer] + alike[position + 1 :]
 
     def counts_on_another(self, broker: "BrokerActor", execution: Execution) -> bool:
-        """Whether this broker believes that another one runs, which it has begun or adopted."""
+        """Whether its call has another one at this broker, which wants no second one then.
+
+        It has begun that, and was not told that it came to nothing: while its START is not answered, what its
+        worker runs instead may be over when that arrives (PROTOCOL.md §5.3). Or it believes that it runs, and
+        has begun or adopted it.
+        """
         return any(
             other is not execution
-            and broker.epoch in other.owners
-            and broker.epoch in other.reported_to
-            and broker.epoch not in other.cancelled_by
+            and (other.current_for == broker.epoch or self._is_believed_to_run(broker, other))
             for other in self.alike[execution.identity]
+        )
+
+    @staticmethod
+    def _is_believed_to_run(broker: "BrokerActor", execution: Execution) -> bool:
+        return (
+            broker.epoch in execution.owners
+            and broker.epoch in execution.reported_to
+            and broker.epoch not in execution.cancelled_by
         )
 
     def patient_waiters(self, execution: Execution, broker: "BrokerActor") -> list[Call]:
