@@ -57,8 +57,13 @@ class KeyRules:
             raise ledger.breaks(ONE_A_KEY, f"{call.wish.key} has {names} beside {ledger.short(call.job_id)}")
 
     def _joins(self, call: Call) -> bool:
-        """It waits for a job that its broker had already: that one was judged when it came."""
-        return call.accepted_by not in call.admitted_by and any(
+        """It waits for a job that its broker had already, or that has taken over what another one began: that
+        one was judged when it came, and nothing is begun for this one.
+        """
+        if call.accepted_by in call.admitted_by:
+            begun = self._ledger.alike.get(call.identity, ())
+            return any(call.accepted_by in each.owners and call.accepted_by != each.epoch for each in begun)
+        return any(
             other is not call and call.at in other.been_at
             for other in self._ledger.calls.values()
             if other.identity == call.identity
