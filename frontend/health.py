@@ -86,6 +86,12 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no such service; there are {known}")
         return health_pb2.HealthCheckResponse(status=status)
 
+    async def List(self, _request: Any, _context: _Context) -> Any:  # noqa: N802
+        response = health_pb2.HealthListResponse()  # type: ignore[attr-defined]  # unknown to its stubs
+        for service, status in self._statuses.items():
+            response.statuses[service].status = status
+        return response
+
     async def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: _Context
     ) -> None:

@@ -54,6 +54,20 @@ async def test_health_of_an_unknown_service_is_not_found(frontend):
     assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+async def test_all_services_are_listed_with_their_health(frontend):
+    frontend.cluster.set_ready_workers(1)
+    call = frontend.channel.unary_unary(
+        "/grpc.health.v1.Health/List",
+        request_serializer=health_pb2.HealthListRequest.SerializeToString,
+        response_deserializer=health_pb2.HealthListResponse.FromString,
+    )
+    statuses = (await call(health_pb2.HealthListRequest())).statuses
+    assert {service: each.status for service, each in statuses.items()} == {
+        "": SERVING,
+        "imagegen.ImageGen": SERVING,
+    }
+
+
 async def test_a_watcher_of_an_unknown_service_is_told_so(frontend, limit_s):
     watch = health_call(frontend, "Watch")(health_pb2.HealthCheckRequest(service="nonsense"), timeout=limit_s)
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
