@@ -101,8 +101,8 @@ class Call:
     """When its frontend first saw a view that lists it as taken."""
     accepted_by: bytes = b""
     """The epoch of the broker that took it first."""
-    admitted_by: set[bytes] = field(default_factory=set)
-    """Epochs of the brokers that made a job of its own of it, since it was submitted there."""
+    admitted_by: dict[bytes, float] = field(default_factory=dict)
+    """When which brokers, by epoch, made a job of its own of it, since it was submitted there."""
     passed_on: bool = False
     """The broker that it is at has sent its outcome."""
     submitted_accepted: bytes = b""

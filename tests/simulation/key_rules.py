@@ -1,5 +1,6 @@
 """What a key may have: so many active jobs, and one image for an idempotency key."""
 
+import math
 from typing import TYPE_CHECKING
 
 from simulation.calls import Call
@@ -26,7 +27,7 @@ class KeyRules:
 
     def admitted(self, broker: "BrokerActor", job_id: bytes) -> None:
         """This broker says that it has made a job of its own of this call."""
-        self._ledger.calls[job_id].admitted_by.add(broker.epoch)
+        self._ledger.calls[job_id].admitted_by[broker.epoch] = self._ledger.world.now
 
     def accepted(self, call: Call, broker: "BrokerActor") -> None:
         """Its frontend has just seen that this broker has taken it."""
@@ -89,7 +90,7 @@ class KeyRules:
         """Whether the broker that took the call must have known the other one, and counted it."""
         if other is call or other.accepted_at is None or other.passed_on or other.frontend.frozen:
             return False
-        if self._ledger.is_nearly_over(other):
+        if self._ledger.is_nearly_over(other) or other.opened_at > self._admitted_at(call):
             return False
         if other.at != call.at:  # Brokers know of each other's jobs only what workers run.
             return self._is_running_beside(other, call)
@@ -99,6 +100,10 @@ class KeyRules:
         is_settled = other.frontend.is_calm_with(other.at, settled_at) and other.moved_at < settled_at
         has_moved = len(other.been_at) > 1 or len(call.been_at) > 1
         return is_settled or (other.accepted_by == call.accepted_by and not has_moved)
+
+    def _admitted_at(self, call: Call) -> float:
+        """When its broker took it, which its frontend may see much later: who came since is judged itself."""
+        return call.admitted_by.get(call.accepted_by, math.inf)
 
     def _is_running_beside(self, other: Call, call: Call) -> bool:
         """Whether the broker that took the call knew that a worker was running the other one, for good."""
