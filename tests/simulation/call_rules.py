@@ -24,7 +24,7 @@ from simulation.ledger import Execution, Ledger
 
 from frontend.actions import ImageDelivered, JobEnd, JobGivenUp, JobRefused
 from proto.failures import FailureCode, RefusalReason
-from proto.messages import JobClaim
+from proto.messages import Submit
 
 if TYPE_CHECKING:
     from simulation.frontend_actor import FrontendActor
@@ -63,10 +63,12 @@ class CallRules:
         is_abandoned = isinstance(end, JobRefused) and end.reason is RefusalReason.FRONTEND_DRAINING
         ledger.close(call, call.ending(), is_abandoned=is_abandoned)
 
-    def submitted(self, call: Call, claim: JobClaim) -> None:
+    def submitted(self, call: Call, submit: Submit) -> None:
         """Its frontend carries along what it was told, to whichever broker."""
-        ledger = self._ledger
+        ledger, claim = self._ledger, submit.claim
         ledger.count(CARRIED)
+        if call.accepted_at is not None and not submit.accepted:
+            raise ledger.breaks(CARRIED, f"{ledger.short(call.job_id)} as a new one, which was accepted")
         if claim.attempts < call.attempts or claim.crashes < call.crashes:
             detail = f"{ledger.short(call.job_id)} with {claim.attempts} attempts, {claim.crashes} crashes"
             raise ledger.breaks(CARRIED, f"{detail} of {call.attempts} and {call.crashes}")

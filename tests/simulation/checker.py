@@ -113,7 +113,7 @@ class Checker:
     def desk_sends(self, frontend: "FrontendActor", broker_index: int, message: Message) -> None:
         if isinstance(message, Submit):
             call = frontend.calls[message.claim.job_id]
-            self._calls.submitted(call, message.claim)
+            self._calls.submitted(call, message)
             if self._ledger.submitted(call, broker_index):
                 self._ledger.count(MOVED)
                 self._dispatches.forgotten(call)
