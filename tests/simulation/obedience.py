@@ -216,7 +216,7 @@ class Obedience:
         """
         if call.at == broker.index:
             return self._ledger.can_want(broker, execution)
-        return broker.index not in call.been_at or ender not in execution.owners
+        return ender not in execution.owners
 
     def _name(self, broker_index: int) -> str:
         return self._ledger.world.brokers[broker_index].name
