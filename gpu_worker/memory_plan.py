@@ -31,7 +31,7 @@ CONTEXT_BYTES: Final = 550 * _MB
 """A process's CUDA context; 549 MB on an H200 with driver 580."""
 GPU_ALLOWANCE_BYTES: Final = 400 * _MB
 """Workspaces of cuBLAS and cuDNN, and what the allocator cannot use for being in pieces: a plan that
-expected all of a card filled up to 12 GiB drew there, with 0.4 GB left."""
+expected all of a card filled up to 12 GiB drew there, with 0.3 GB left."""
 CPU_ALLOWANCE_BYTES: Final = 250 * _MB
 
 
